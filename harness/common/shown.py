@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
@@ -21,16 +21,17 @@ def short(value: object) -> str:
 
 def few_names(names: Iterable[str]) -> str:
     """Return the first names and the number of the others, or "none"."""
-    names = list(names)
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(short(name) for name in names[:_NAMED]) + more or "none"
+    return _few([short(name) for name in names])
 
 
 def few_shapes(tensors: Mapping[str, torch.Tensor]) -> str:
     """Return the first names with their shapes and the number of the others, or "none"."""
-    shapes = [f"{short(name)} {tuple(tensor.shape)}" for name, tensor in list(tensors.items())[:_NAMED]]
-    more = f" and {len(tensors) - _NAMED} more" if len(tensors) > _NAMED else ""
-    return ", ".join(shapes) + more or "none"
+    return _few([f"{short(name)} {tuple(tensor.shape)}" for name, tensor in tensors.items()])
+
+
+def _few(texts: Sequence[str]) -> str:
+    more = f" and {len(texts) - _NAMED} more" if len(texts) > _NAMED else ""
+    return ", ".join(texts[:_NAMED]) + more or "none"
 
 
 def count(number: int, noun: str) -> str:

@@ -111,14 +111,18 @@ def load_network(
         >>> model(torch.zeros(1, 1, 8, 8)).shape
         torch.Size([1, 10])
     """
+    from torch import nn
+
     from harness.checkpoint import Checkpoint
     from harness.lineage.recorded_network import read_model
 
-    # Phase: find the only network of the run.
-    if model is not None and not hasattr(model, "named_parameters"):
+    # Phase: check the arguments.
+    if model is not None and not isinstance(model, nn.Module):
         raise TypeError(f"model takes a network (torch.nn.Module) to fill, got {type(model).__name__}")
     if not isinstance(trust_code, bool):  # "no" is true, too
         raise TypeError(f"trust_code is {trust_code!r:.60}; give True or False")
+
+    # Phase: find the only network of the run.
     store = open_store(local_dir, tracking_uri)
     files = find_files(store, run_id)
     _check_one_network(store, files)

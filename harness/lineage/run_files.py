@@ -64,8 +64,8 @@ def find_files(store: LineageStore, given: RunLike) -> RunFiles:
         store: Local runs and the tracking server.
         given: A run ID, a key, or the first digits of one. `runs:/RUN_ID`, `models:/NAME/VERSION` or
             `models:/NAME@ALIAS`, also with `/FILE`. `hf://USER/NAME@REVISION`. A file, or the directory of a run, of a
-            bundle or of an export. An object with the key of a run. A text that is a complete ID, or a URI, is no path.
-            A path is no beginning of an ID.
+            bundle or of an export. An object with the key of a run. A complete ID or a URI is never taken as a path. An
+            existing path is never taken as the first digits of an ID.
 
     Raises:
         TypeError: The object names no run.
@@ -80,7 +80,8 @@ def find_files(store: LineageStore, given: RunLike) -> RunFiles:
         key = getattr(given, "key", None)
         if isinstance(key, str) and re.fullmatch("[0-9a-f]{64}", key):
             return _of_key(store, key)
-        raise TypeError(f"a {type(given).__name__} names no run; give {_KINDS_OF_NAMES}, or a run of harness.lineage")
+        kind = type(given).__name__
+        raise TypeError(f"an object of type {kind} names no run; give {_KINDS_OF_NAMES}, or a run of harness.lineage")
 
     # Phase: URIs, complete IDs, paths, and the first digits of IDs.
     text = os.fspath(given)

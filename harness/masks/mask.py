@@ -75,8 +75,8 @@ class Mask:
                 f"a mask takes bool tensors by name, such as a dictionary, not {type(self.tensors).__name__}"
             )
         for name, kept in self.tensors.items():
-            if getattr(kept, "dtype", torch.bool) != torch.bool:
-                kind = kept.dtype if isinstance(kept, torch.Tensor) else type(kept)
+            kind = kept.dtype if isinstance(kept, torch.Tensor) else type(kept)
+            if kind != torch.bool:
                 raise ValueError(f"a mask has bool tensors, but {name} is {kind}; give tensor != 0")
 
     @classmethod
@@ -86,14 +86,15 @@ class Mask:
 
     def __repr__(self) -> str:
         """Return three lines: counts, tensors, and the least and most dense tensor."""
-        head, share = f"Mask: {_kept_of(self.tensors)}", "no tensors"
-        if self.tensors and not _without_values(self.tensors):
-            dense = {name: float(kept.float().mean()) for name, kept in self.tensors.items() if kept.numel()}
-            ends = (
-                dict.fromkeys((min(dense, key=dense.__getitem__), max(dense, key=dense.__getitem__))) if dense else {}
-            )
-            share = "density by tensor: " + " to ".join(f"{dense[name]:.3f} ({short(name)})" for name in ends)
-        return f"{head}\n  {count(len(self), 'tensor')}: {few_shapes(self.tensors)}\n  {share}{_where(self.tensors)}"
+        filled = {} if _without_values(self.tensors) else {n: kept for n, kept in self.tensors.items() if kept.numel()}
+        dense = {name: float(kept.float().mean()) for name, kept in filled.items()}
+        ends = dict.fromkeys((min(dense, key=dense.__getitem__), max(dense, key=dense.__getitem__))) if dense else {}
+        share = " to ".join(f"{dense[name]:.3f} ({short(name)})" for name in ends) or "none"
+        return (
+            f"Mask: {_kept_of(self.tensors)}\n"
+            f"  {count(len(self), 'tensor')}: {few_shapes(self.tensors)}\n"
+            f"  density by tensor: {share}{_where(self.tensors)}"
+        )
 
     def __eq__(self, other: object) -> bool:
         """Return whether both masks keep the same weights, on any devices."""
@@ -362,9 +363,9 @@ class SignedMask:
         Raises:
             ValueError: The signed mask does not fit the network.
         """
-        unpruned = _choice(unpruned)
-        held = _by_names(self._changed(norm, unpruned), params)
-        new = {formats.place(held[name]): value for name, value in self._values(held, norm, unpruned).items()}
+        changed = self._changed(norm, unpruned)
+        held = _by_names(changed, params)
+        new = {formats.place(held[name]): value for name, value in self._values(held, changed).items()}
         return {name: new.get(formats.place(param), param).detach().clone() for name, param in params.items()}
 
     @torch.no_grad()
@@ -380,10 +381,9 @@ class SignedMask:
         Raises:
             ValueError: The signed mask does not fit the network, or the network has no values.
         """
-        unpruned = _choice(unpruned)
         changed = self._changed(norm, unpruned)
         params = _params(changed, model, "apply_")
-        for name, value in self._values(params, norm, unpruned).items():
+        for name, value in self._values(params, changed).items():
             params[name].copy_(value)
         self._bound.clear()
         bound = {name: cast("nn.Parameter", params[name]) for name in self.mask.tensors}
@@ -392,21 +392,26 @@ class SignedMask:
 
     def _changed(self, norm: bool, unpruned: bool | Collection[str]) -> list[str]:
         """Return the names of the parameters that get their signs."""
+        # Phase: check the arguments. An iterator gives its names only once.
         if not isinstance(norm, bool):
             raise TypeError(f"norm is {norm!r:.60}; give True or False")
-        if not isinstance(unpruned, bool) and (unknown := [name for name in unpruned if name not in self.signs]):
+        if isinstance(unpruned, bool):
+            names = list(self.signs) if unpruned else []
+        else:
+            names = list(unpruned) if isinstance(unpruned, Iterable) else [unpruned]
+            if isinstance(unpruned, str) or not all(isinstance(name, str) for name in names):
+                raise TypeError(f"unpruned is {unpruned!r:.60}; give True, False or a list of parameter names")
+        if unknown := [name for name in names if name not in self.signs]:
             raise ValueError(f"unpruned names {listed(unknown)}, which the signed mask does not have")
+
+        # Phase: choose the names.
+        others = set(names)
         return [
-            name
-            for name in self.signs
-            if name in self.mask.tensors or (norm if name in self.norm else _names(unpruned, name))
+            name for name in self.signs if name in self.mask.tensors or (norm if name in self.norm else name in others)
         ]
 
-    def _values(
-        self, params: Mapping[str, torch.Tensor], norm: bool, unpruned: bool | Collection[str]
-    ) -> dict[str, torch.Tensor]:
+    def _values(self, params: Mapping[str, torch.Tensor], changed: Collection[str]) -> dict[str, torch.Tensor]:
         """Return abs(θ) ⊙ s of the parameters that get their signs."""
-        changed = self._changed(norm, unpruned)
         self._check(changed, params)
         result = {}
         for name in changed:
@@ -708,17 +713,6 @@ def _where(tensors: Mapping[str, torch.Tensor]) -> str:
     """Return the devices of tensors as the end of a sentence, "" for the CPU."""
     devices = sorted({str(tensor.device) for tensor in tensors.values()} - {"cpu"})
     return f", on {' and '.join(devices)}" if devices else ""
-
-
-def _choice(unpruned: bool | Iterable[str]) -> bool | list[str]:
-    """Return which parameters outside the mask get their signs. An iterator gives its names only once."""
-    if isinstance(unpruned, str) or not isinstance(unpruned, bool | Iterable):
-        raise TypeError(f"unpruned is {unpruned!r:.60}; give True, False or a list of parameter names")
-    return unpruned if isinstance(unpruned, bool) else list(unpruned)
-
-
-def _names(unpruned: bool | Collection[str], name: str) -> bool:
-    return unpruned if isinstance(unpruned, bool) else name in unpruned
 
 
 def _unpack_bits(packed: torch.Tensor, count: int) -> np.ndarray:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from harness.common.digest import canonical_json
 from harness.common.escape import one_line
 from harness.common.tensors import check_values
 
@@ -97,7 +97,7 @@ def json_parameters(given: Mapping[str, Any] | None) -> dict[str, Any]:
         raise TypeError(f"parameters is of type {_kind(given)}; give a dictionary, such as vars(args)")
     for name, value in (given or {}).items():
         try:
-            canonical_json({name: value})
+            json.dumps({name: value}, sort_keys=True, allow_nan=False, ensure_ascii=False).encode()  # records are UTF-8
         except (TypeError, ValueError):
             raise ValueError(
                 f"parameter {_shown(name)} is {_shown(value)}; parameters must be JSON values: finite numbers, "

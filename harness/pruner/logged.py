@@ -113,6 +113,7 @@ def commit_level(
     Args:
         further: More networks that the method keeps with the level, by file name.
     """
+    # Phase: write the files.
     level, key = determinants["level"], record.key
     metadata = {"level_digest": key, "level": level, "density": signed_mask.density}
 
@@ -122,6 +123,8 @@ def commit_level(
         signed_mask.save(where / SIGNED_MASK, metadata)
 
     committed = LocalNodes(directory).commit(record, write, determinants)
+
+    # Phase: an existing run is not changed.
     kept, new = ({one.name: repr(one.value) for one in run.metrics} for run in (committed, record))
     if (kept, committed.name) != (new, record.name):
         _log.warning(

@@ -304,10 +304,13 @@ class SignPruner:
             ValueError: Prunable weights are missing, the optimizer belongs to another network, or it served an earlier
                 level.
         """
+        # Phase: register the hooks, which checks that the optimizers hold this network.
         steps = self._in_level("attach()")
         self._check_same_network()
         several = len(optimizers) == 1 and isinstance(optimizers[0], list | tuple)
         inner = steps.attach(optimizers[0] if several else optimizers)
+
+        # Phase: refuse optimizers with the momentum of an earlier level.
         if any(one in self._earlier and one.state for one in inner):
             steps.detach()
             raise ValueError(

@@ -19,12 +19,10 @@ import pytest
 import requests
 
 from harness import lineage
-from harness.config import Schedule
-from harness.lineage.nodes.local_files import LocalNodes
-from harness.lineage.proof.networks import Architecture
 from harness.lineage.store import LineageStore
 from tests.free_port import free_port
-from tests.made_search import MadeSearch, small_config
+from tests.lineage.shared_run import made_search
+from tests.made_search import MadeSearch
 from tests.tracking_server import server
 
 pytestmark = pytest.mark.long
@@ -93,9 +91,7 @@ def asked(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     # Phase: commit a synthetic search with two final trainings
     where = tmp_path_factory.mktemp("asked")
     shutil.copy(empty_store, where / "server.db")
-    config = small_config(where / "none", num_levels=2, final=Schedule(1, "step"))
-    architecture = Architecture.built("resnet8", num_classes=10, channels=1, image_size=8, width=2)
-    search = MadeSearch(LocalNodes(where / "runs"), config, architecture, "0" * 64).make(("signed_mask", "retrain"))
+    search = made_search(where / "runs", 2, ("signed_mask", "retrain"))
     # Phase: import the tool, start a server and deliver
     spec = importlib.util.spec_from_file_location("lineage_tool_asked", TOOL)
     assert spec is not None and spec.loader is not None

@@ -16,14 +16,13 @@ from torch import nn
 from harness import lineage, load_checkpoint, load_network, load_signed_mask
 from harness.checkpoint import Checkpoint
 from harness.lineage.bundle import write_bundle
-from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.nodes.record import LineageRecord
-from harness.lineage.proof.networks import Architecture
 from harness.lineage.store import LineageStore
 from harness.masks import Mask, SignedMask
 from harness.runs.run import FinishedRun
 from tests.lineage.lineage_story import copied_store, network_files
-from tests.made_search import MadeSearch, small_config
+from tests.lineage.shared_run import made_search
+from tests.made_search import MadeSearch
 
 LOADERS = (load_signed_mask, load_checkpoint, load_network)
 MODEL = "aws-digits-resnet8-w2"
@@ -76,9 +75,7 @@ class Made:
 def made(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     where = tmp_path_factory.mktemp("named")
     store = copied_store(empty_store, where)
-    config = small_config(Path("data"), global_batch_size=256)
-    architecture = Architecture.built("resnet8", num_classes=10, channels=1, image_size=8, width=2)
-    search = MadeSearch(LocalNodes(where / "runs"), config, architecture, "d" * 64).make(("signed_mask", "dense"))
+    search = made_search(where / "runs", 1, ("signed_mask", "dense"))
     return Made(search, store, {name: store.deliver(search.directory(name)) for name in search.keys})
 
 
@@ -259,10 +256,10 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
     "an empty directory": ("empty", LookupError, "empty is not the directory of a run: it has no record.json and no "),
     "a directory of runs": ("runs", LookupError, "runs is a directory of 2 runs; give one of them: runs/level-1"),
     "a dead link": ("dead", LookupError, "dead is neither a file nor the directory of a run"),
-    "a number": (3, TypeError, "a int names no run; give a run ID"),
-    "None": (None, TypeError, "a NoneType names no run"),
-    "bytes": (b"abcd", TypeError, "a bytes names no run"),
-    "an object with another key": (torch.nn.Parameter(torch.ones(1)), TypeError, "a Parameter names no run"),
+    "a number": (3, TypeError, "an object of type int names no run; give a run ID"),
+    "None": (None, TypeError, "type NoneType names no run"),
+    "bytes": (b"abcd", TypeError, "type bytes names no run"),
+    "an object with another key": (torch.nn.Parameter(torch.ones(1)), TypeError, "type Parameter names no run"),
 }
 
 

@@ -153,7 +153,7 @@ def test_conversions_change_no_network_and_share_no_values() -> None:
     assert "running_mean" in str(dense.keys()) and not any(value.requires_grad for value in dense.values())
 
 
-@pytest.mark.parametrize("given", [3, None, "model", [torch.zeros(2)]])
+@pytest.mark.parametrize("given", [3, None, "model", [torch.zeros(2)], torch.optim.SGD([torch.zeros(2)])], ids=type)
 def test_odd_networks_are_type_errors(given: Any) -> None:
     with pytest.raises(TypeError, match="give a network, its state dict or a checkpoint, not"):
         signed().to_torch_prune(given)

@@ -65,6 +65,39 @@ def test_keep_takes_what_accelerate_prepares(order: str) -> None:
     assert train(plain, optimizer)
 
 
+class Outer:
+    """A wrapper without hooks, such as those of Accelerate and of learning-rate schedulers."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self.optimizer = optimizer
+
+    def step(self) -> None:
+        self.optimizer.step()
+
+
+class Lookahead(torch.optim.Optimizer):
+    """A wrapper that is an optimizer, and changes the weights after the step of the inner one."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        super().__init__(optimizer.param_groups, {})
+
+    def step(self) -> None:  # type: ignore[override]
+        self.optimizer.step()
+        with torch.no_grad():
+            for group in self.param_groups:
+                for param in group["params"]:
+                    param.add_(1.0)
+
+
+@pytest.mark.parametrize("wrap", [lambda inner: Outer(Outer(inner)), Lookahead], ids=["two wrappers", "Lookahead"])
+def test_the_hook_runs_after_the_last_change_of_the_weights(wrap: Callable[[Any], Any]) -> None:
+    signs, model = signed(), network()
+    optimizer = wrap(sgd(model.parameters()))
+    signs.keep(optimizer, model)
+    assert train(model, optimizer)
+
+
 def halves(model: nn.Module) -> list[torch.optim.Optimizer]:
     """Return optimizers of a second masked layer and of all others."""
     first = [param for name, param in model.named_parameters() if name == "fc.weight"]
@@ -122,9 +155,14 @@ def test_misuse_is_an_error_that_says_what_to_do(
     assert "\n" not in str(caught.value)
 
 
-def test_a_network_that_is_gone_is_an_error() -> None:
-    signs = signed()
-    signs.apply_(network())
+@pytest.mark.parametrize("gone", ["all", "one layer"])
+def test_a_network_that_is_gone_is_an_error(gone: str) -> None:
+    signs, model = signed(None, "conv.weight", "fc.weight"), network()
+    signs.apply_(model)
+    if gone == "all":
+        del model
+    else:
+        model.fc = nn.Linear(8 * 36, 5)
     gc.collect()
     with pytest.raises(
         ValueError, match=r"network of this signed mask is gone; give it: mask.keep\(optimizer, model\)"

@@ -36,6 +36,7 @@ def large() -> SignedMask:
 def test_a_signed_mask_is_shown_in_three_lines() -> None:
     signs = large()
     signs.signs["fc.bias"][:] = 1
+    signs = replace(signs, signs=dict(reversed(signs.signs.items())))  # biases before their weights
     first, second, third = repr(signs).splitlines()
     kept, total = f"{signs.mask.num_remaining:,}", f"{signs.mask.numel:,}"
     assert first.startswith(f"SignedMask: {kept} of {total} prunable weights kept (density 0.2")
@@ -61,10 +62,14 @@ def test_a_mask_is_shown_in_three_lines() -> None:
 LEVEL = Level(2, 5, signed().mask, begin_steps=0, steps_done=7, seed=3)
 HELD = Checkpoint.of(network(), level=2, epochs=12, level_digest="cd" * 32)
 SHOWN: dict[str, tuple[Any, str, int]] = {
-    "empty mask": (Mask({}), "0 tensors: none", 3),
+    "empty mask": (Mask({}), "0 tensors: none\n  density by tensor: none", 3),
     "empty signed mask": (SignedMask({}, Mask({})), "0 masked tensors: none; 0 norm tensors ψ; never pruned: none", 3),
-    "empty tensor": (Mask({"w": torch.zeros(0, 3, dtype=torch.bool)}), "Mask: 0 of 0 weights kept", 3),
-    "meta mask": (Mask({"w": torch.zeros(2, dtype=torch.bool, device="meta")}), "2 weights, without values", 3),
+    "empty tensor": (Mask({"w": torch.zeros(0, 3, dtype=torch.bool)}), "  density by tensor: none", 3),
+    "meta mask": (
+        Mask({"w": torch.zeros(2, dtype=torch.bool, device="meta")}),
+        "2 weights, without values\n  1 tensor: w",
+        3,
+    ),
     "meta signed mask": (signed().to("meta"), "without values", 3),
     "level": (LEVEL, "Level: 2 of 5, ", 3),
     "checkpoint": (HELD, "Checkpoint: level 2, 12 epochs, 1,685 parameters in 6 tensors, 17 values in 3 buffers", 3),
@@ -78,7 +83,7 @@ SHOWN: dict[str, tuple[Any, str, int]] = {
 @pytest.mark.parametrize(("shown", "words", "lines"), SHOWN.values(), ids=SHOWN)
 def test_every_object_with_tensors_is_shown_in_a_few_short_lines(shown: Any, words: str, lines: int) -> None:
     text = repr(shown)
-    assert words in text and len(text.splitlines()) == lines and len(text) < 700
+    assert words in text and "nan" not in text and len(text.splitlines()) == lines and len(text) < 700
     assert all(character.isprintable() or character == "\n" for character in text)
 
 
@@ -88,6 +93,8 @@ def test_equal_contents_are_equal() -> None:
     assert signs == replace(same, metadata={"level": 3}, origin="elsewhere"), "metadata are not compared"
     flipped = {name: -sign if name == "fc.bias" else sign for name, sign in signs.signs.items()}
     assert signs != replace(same, signs=flipped) and signs != replace(same, norm=frozenset())
+    reshaped = {name: sign.unsqueeze(0) if name == "fc.bias" else sign for name, sign in signs.signs.items()}
+    assert signs != replace(same, signs=reshaped), "another shape of a tensor outside the mask"
     assert signs != replace(same, mask=Mask({})) and signs.mask != Mask({})
     assert signs.mask != Mask({"conv.weight": ~signs.mask["conv.weight"]})
     assert signs.mask != Mask({"conv.weight": signs.mask["conv.weight"].reshape(-1)}), "another shape"
@@ -121,7 +128,9 @@ def test_copies_and_pickles_are_equal_and_unbound(bound: bool) -> None:
         signs.keep(torch.optim.SGD(model.parameters(), lr=0.1))
 
 
-@pytest.mark.parametrize("values", [torch.ones(3), torch.ones(3, dtype=torch.uint8), np.ones(3, dtype=bool)], ids=str)
+@pytest.mark.parametrize(
+    "values", [torch.ones(3), torch.ones(3, dtype=torch.uint8), np.ones(3, dtype=bool), [True], None], ids=str
+)
 def test_masks_of_other_types_are_refused(values: Any) -> None:
     with pytest.raises(ValueError, match="a mask has bool tensors, but w is .*; give tensor != 0"):
         Mask({"w": values})

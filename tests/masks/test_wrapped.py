@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from harness.checkpoint import Checkpoint
+from harness.common.tensors import renamed
 from harness.masks import Mask, SignedMask
 from tests.masks.networks import WRAPPINGS, Inside, Tied, network, params_of, signed
 
@@ -69,6 +70,17 @@ def test_state_dicts_of_wrapped_networks_keep_their_names(prefix: str, layer: st
     assert not state[f"{prefix}{layer}.weight"][~signs.mask[f"{layer}.weight"]].any()
 
 
+def test_keys_stay_apart_when_a_prefix_is_removed() -> None:
+    """A shorter name that another tensor has already is not taken."""
+    names, keys = ["a", "b"], ["module.a", "a", "module.b"]
+    assert len(set(renamed(names, keys).values())) == len(keys)
+    twice = ["a", "module.a"]
+    assert renamed(twice, ["_orig_mod.a", "_orig_mod.module.a"]) == {
+        "_orig_mod.a": "a",
+        "_orig_mod.module.a": "module.a",
+    }
+
+
 def test_a_mask_of_a_wrapped_network_fits_the_network_itself() -> None:
     model = network()
     outer = signed(Inside(model), "module.conv.weight")
@@ -77,9 +89,21 @@ def test_a_mask_of_a_wrapped_network_fits_the_network_itself() -> None:
     assert outer.to_dense(model).keys() == model.state_dict().keys()
 
 
-def test_names_that_differ_only_by_a_wrapper_stay_apart() -> None:
-    model = nn.ModuleDict({"a": nn.Linear(2, 2), "module": nn.ModuleDict({"a": nn.Linear(2, 2)})})
-    signs = signed(model, "a.weight", "module.a.weight", density=0.5)
+@pytest.mark.parametrize("part", ["module", "_orig_mod"])
+def test_names_that_differ_only_by_a_wrapper_stay_apart(part: str) -> None:
+    # Phase: with the names of the network, and with those of the network in a wrapper.
+    model = nn.ModuleDict({"a": nn.Linear(2, 2), part: nn.ModuleDict({"a": nn.Linear(2, 2)})})
+    signs = signed(model, "a.weight", f"{part}.a.weight", density=0.5)
+    assert signs.to_dense(model).keys() == model.state_dict().keys()
+    outer = signed(Inside(model), "module.a.weight", f"module.{part}.a.weight", density=0.5)
+    outer.apply_(model)
+    for name in outer.mask:
+        assert torch.equal(model.get_parameter(name.removeprefix("module.")) == 0, ~outer.mask[name])
+    with torch.no_grad():
+        for param in model.parameters():
+            param.fill_(1.0)
+
+    # Phase: a wrapper around the network.
     for given in (model, nn.DataParallel(model)):
         signs.apply_(given)
         for name in signs.mask:
@@ -96,6 +120,7 @@ def test_shared_weights_get_one_value_under_all_names() -> None:
         signs = SignedMask.of(state, Mask({name: torch.rand(6, 6) < 0.5}))
         signs = replace(signs, signs={n: s for n, s in signs.signs.items() if "weight" not in n or n == name})
         found = signs.signed(state)
+        assert len({value.data_ptr() for value in (*found.values(), *state.values())}) == 2 * len(state) - 1
         assert torch.equal(found["first.weight"], found["second.weight"])
         assert torch.equal(found["first.weight"] == 0, ~signs.mask[name])
         dense, split = signs.to_dense(model), signs.to_torch_prune(model)
@@ -117,11 +142,13 @@ def test_another_classifier_needs_unpruned_false() -> None:
         signs.apply_(model)
     assert "\n" not in str(caught.value)
     assert all(torch.equal(param, before[name]) for name, param in model.named_parameters()), "nothing changed"
+    signed_bias = before["conv.bias"].abs() * signs.signs["conv.bias"]
     for unpruned in (False, [], {"conv.bias"}, iter(["conv.bias"])):
+        model.load_state_dict(before, strict=False)
         signs.apply_(model, unpruned=unpruned)
+        assert torch.equal(model.conv.bias, before["conv.bias"] if not unpruned else signed_bias)
         assert torch.equal(model.conv.weight, before["conv.weight"].abs() * signs.signs["conv.weight"])
         assert torch.equal(model.fc.weight, before["fc.weight"])
-    assert torch.equal(model.conv.bias, before["conv.bias"].abs() * signs.signs["conv.bias"])
     without = nn.Sequential()
     without.add_module("conv", model.conv)
     signs.apply_(without, unpruned=False)
@@ -135,6 +162,8 @@ def test_another_classifier_needs_unpruned_false() -> None:
     [
         ("fc.bias", TypeError, "give True, False or a list"),
         (["fc.bais"], ValueError, "unpruned names fc.bais, which the signed mask does not have"),
+        ([1], TypeError, r"unpruned is \[1\]; give True"),
+        (b"fc.bias", TypeError, "unpruned is b'fc.bias'; give True"),
         (None, TypeError, "unpruned is None; give True, False or a list"),
         (0, TypeError, "unpruned is 0"),
     ],

@@ -80,6 +80,7 @@ def test_arguments_of_other_types_are_refused(options: dict, message: str) -> No
         ({"densities": "0.5"}, "give a list of numbers"),
         ({"densities": [None]}, "give a list of numbers"),
         ({"densities": [math.nan]}, "they must fall"),
+        ({"densities": [0.5, 0.5]}, "they must fall"),
         ({"densities": torch.tensor([0.5, 0.6])}, "they must fall"),
         ({"densities": [0.5], "pruning_fraction": 0.3}, "pruning_fraction belongs to num_levels"),
         ({"densities": [0.5], "steps_per_epoch": 1.5}, r"steps_per_epoch is 1\.5; give a whole number"),
@@ -112,6 +113,7 @@ BAD_BATCHES: dict[str, tuple[Any, str]] = {
     "dictionaries": ([{"x": IMAGES, "y": LABELS}], "is no pair of tensors"),
     "arrays": ([(IMAGES.numpy(), LABELS.numpy())], "is no pair of tensors"),
     "another length": ([BATCHES[0], (IMAGES, LABELS[:2])], "batch 1 of batches has 8 images and labels of another"),
+    "one label": ([(IMAGES, torch.tensor(1))], "batch 0 of batches has 8 images and labels of another"),
     "nothing from a function": (lambda: None, "batches is NoneType"),
     "a number": (5, "batches is int"),
 }
@@ -159,6 +161,26 @@ def test_an_optimizer_that_is_given_twice_is_attached_once() -> None:
         with pruner.step():
             loss_of(model(IMAGES), LABELS).backward()
         optimizer.step()
+
+
+def test_a_level_begins_without_gradients() -> None:
+    model = network()
+    pruner = sign_pruner(model)
+    for _ in pruner.levels([0.5]):
+        assert all(param.grad is None for param in model.parameters())
+        optimizer = pruner.attach(SGD(model.parameters()))
+        with pruner.step():
+            loss_of(model(IMAGES), LABELS).backward()
+        optimizer.step()
+
+
+def test_a_level_may_have_any_number_of_steps() -> None:
+    pruner = sign_pruner(network())
+    next(pruner.levels([0.5]))
+    steps = pruner._training
+    expected = steps.noise.alphas(0, 5001)
+    for steps.done in (0, 1023, 1024, 5000):
+        assert steps._alpha() == expected[steps.done]
 
 
 def test_frozen_norm_parameters_do_not_end_a_step() -> None:
@@ -355,6 +377,7 @@ def test_a_state_comes_before_levels() -> None:
     [
         ({"parameters": {"lr": np.float32(0.1)}}, ValueError, r"parameter 'lr' is np\.float32\(0\.1\).*JSON values"),
         ({"parameters": {"lr": math.nan}}, ValueError, "parameter 'lr' is nan"),
+        ({"parameters": {"text": "\ud800"}}, ValueError, r"parameter 'text' is '\\ud800'"),
         ({"parameters": {"w": torch.ones(2, 2)}}, ValueError, "parameter 'w' is tensor"),
         ({"parameters": Namespace(lr=1)}, TypeError, r"vars\(args\)"),
         ({"parameters": "lr=1"}, TypeError, "give a dictionary"),
@@ -377,7 +400,8 @@ def test_other_metrics_of_a_logged_level_are_warned_of(tmp_path: Path, caplog: p
     keys = {pruner.log(metrics={"a": value}, runs=tmp_path) for value in (torch.tensor(1.0), np.float32(1))}
     assert not caplog.records
     keys.add(pruner.log(metrics={"a": 2}, runs=tmp_path))
-    assert len(keys) == 1 and "exists already, and keeps its name and metrics" in caplog.text
+    keys.add(pruner.log(name="another", metrics={"a": 1}, runs=tmp_path))
+    assert len(keys) == 1 and caplog.text.count("exists already, and keeps its name and metrics") == 2
 
 
 @pytest.mark.parametrize("method", ["aws", "wr"])

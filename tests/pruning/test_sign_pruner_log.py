@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from harness import lineage, load_checkpoint, load_network, load_signed_mask
+from harness.common.files import read_json
+from harness.lineage.nodes.local_files import DETERMINANTS
 from harness.lineage.nodes.record import Parent
 from harness.lineage.tracking.registry import alias_of, model_name
 from harness.masks import Mask, SignedMask
@@ -56,6 +58,8 @@ def test_the_key_gives_mask_and_network_back(tmp_path: Path) -> None:
         load_network(keys[-1], local_dir=tmp_path)
     with pytest.raises(TypeError, match="model takes a network .* to fill, got OrderedDict"):
         load_network(keys[-1], local_dir=tmp_path, model=network().state_dict())
+    with pytest.raises(TypeError, match="to fill, got type"):
+        load_network(keys[-1], local_dir=tmp_path, model=torch.nn.Sequential)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="trust_code is 'no'; give True or False"):
         load_network(keys[-1], local_dir=tmp_path, trust_code="no")
     model = load_network(keys[-1], local_dir=tmp_path, model=network())
@@ -64,6 +68,8 @@ def test_the_key_gives_mask_and_network_back(tmp_path: Path) -> None:
     assert repr(mask).endswith(f"level 2, method aws, run {title} (key {keys[-1][:12]}…)")
     record = lineage.open_store(tmp_path, offline=True).local.load(keys[-1])
     assert (model_name(record), alias_of(record)) == ("aws-net-mine", "s3-L02")
+    directory = lineage.open_store(tmp_path, offline=True).local.find(keys[-1])
+    assert directory is not None and read_json(directory / DETERMINANTS)["steps"] == len(BATCHES)
 
 
 def test_a_ticket_alone_says_that_its_mask_is_unproved(tmp_path: Path) -> None:
