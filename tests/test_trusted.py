@@ -100,7 +100,8 @@ def _withdrawn(home: Path) -> None:
 def _commented_out(home: Path) -> None:
     _own(home)
     trusted._named.clear()
-    trusted._file().write_text(trusted._file().read_text().replace(sha256(NET).hexdigest(), "# \\g<0>"))
+    digest = sha256(NET).hexdigest()
+    trusted._file().write_text(trusted._file().read_text().replace(digest, f"# {digest}"))
 
 
 def _nothing(home: Path) -> None:
