@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock, Timeout
 
 from harness.cli.resolve import resolve_network
-from harness.common import trusted
+from harness.common import trusted, user_code
 from harness.common.user_code import UserCode
 from harness.config import ModelConfig, SearchConfig, search_from_json, to_json
 from harness.data import executable_code, open_data
@@ -94,6 +97,13 @@ def _withdrawn(home: Path) -> None:
     trusted._file().write_text("")
 
 
+def _commented_out(home: Path) -> None:
+    _own(home)
+    trusted._named.clear()
+    digest = sha256(NET).hexdigest()
+    trusted._file().write_text(trusted._file().read_text().replace(digest, f"# {digest}"))
+
+
 def _nothing(home: Path) -> None:
     """A stranger's archive, unpacked so that its file lies at the recorded path with the recorded content."""
 
@@ -101,7 +111,7 @@ def _nothing(home: Path) -> None:
 KINDS: list[tuple[Callable[[Path], None], bool]] = [
     *((kind, True) for kind in (_own, _moved, _edited, _linked, _equal_content, _without_home)),
     *((kind, False) for kind in (_nothing, _named_edited, _link_to_copy)),
-    *((kind, False) for kind in (_home_of_another_process, _listed_by_another_user, _withdrawn)),
+    *((kind, False) for kind in (_home_of_another_process, _listed_by_another_user, _withdrawn, _commented_out)),
 ]
 
 
@@ -146,6 +156,15 @@ def test_a_downloaded_copy_is_named_as_an_artifact(stranger: Path) -> None:
     (stranger / "network.py").write_bytes(NET)
     with pytest.raises(NotBuildableError, match="read the run's artifact network.py in MLflow, then give --trust-code"):
         read_model(stranger / "determinants.json", lambda name: stranger / name)
+    (stranger / "record.json").write_text("{}")  # a local run, whose copy stays
+    with pytest.raises(NotBuildableError, match=f"read {stranger / 'network.py'}, then give"):
+        read_model(stranger / "determinants.json", lambda name: stranger / name)
+
+
+def test_a_strangers_name_cannot_add_lines_to_the_message(stranger: Path) -> None:
+    with pytest.raises(trusted.UntrustedCodeError) as caught:
+        trusted.require_trust("this network", "net\x1b[1m\n.py", "0" * 64, "copy\n.py", trust_code=False)
+    assert str(caught.value).isprintable()
 
 
 def test_a_record_does_not_decide_that_its_code_is_trusted() -> None:
@@ -245,15 +264,68 @@ def test_the_other_ranks_need_neither_a_home_nor_the_file(stranger: Path, forget
 
 def test_the_list_is_private_readable_and_written_once(stranger: Path) -> None:
     for _ in range(2):
-        trusted.remember(stranger / "net\x1b.py", NET)
+        trusted.remember(stranger / "net\x1b\udcff.py", NET)
     file = trusted._file()
     head, line = file.read_text().splitlines()
     assert head.startswith("# ") and line.split("  ")[0] == sha256(NET).hexdigest()
-    assert line.endswith(r"net\x1b.py") and line.split("  ")[1].endswith("Z")
+    assert line.endswith(r"net\x1b\udcff.py") and line.split("  ")[1].endswith("Z")
     assert file.stat().st_mode & 0o777 == 0o600 and file.parent.stat().st_mode & 0o077 == 0
     file.write_text(file.read_text() + "a note without a line's end")
     trusted.remember(stranger / "other.py", b"other")
     assert "a note without a line's end\n" in file.read_text() and trusted.is_trusted(sha256(b"other").hexdigest())
+
+
+def test_a_list_that_another_user_owns_or_that_is_too_large_is_ignored(stranger: Path, monkeypatch, caplog) -> None:
+    # Phase: a list with one file
+    trusted.remember(stranger / "net.py", NET)
+    trusted._named.clear()
+    digest, user = sha256(NET).hexdigest(), os.geteuid()
+    assert trusted.is_trusted(digest)
+
+    # Phase: it counts for its owner only, and up to a size
+    monkeypatch.setattr(os, "geteuid", lambda: user + 1)
+    assert not trusted.is_trusted(digest)
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    monkeypatch.setattr(trusted, "_MOST_BYTES", 10)
+    assert not trusted.is_trusted(digest)
+    messages = [one.message for one in caplog.records if "use --trust-code" in one.message]
+    assert len(messages) == 2 and "other users can write" in messages[0] and "at most 10 are read" in messages[1]
+
+
+def test_a_line_of_another_launch_is_not_written_twice(stranger: Path, monkeypatch) -> None:
+    trusted.remember(stranger / "net.py", NET)
+    monkeypatch.setattr(trusted, "_remembered", lambda file: set())  # the other launch writes after this look
+    trusted.remember(stranger / "net.py", NET)
+    assert len(trusted._file().read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOLCK, "No locks available"), ""),
+        (NotImplementedError("no locks"), ""),
+        (OSError(errno.EACCES, "Permission denied"), "Permission denied"),
+        (Timeout("trusted.lock"), "another process holds the lock of the list"),
+    ],
+)
+def test_a_file_system_without_locks_is_no_obstacle(
+    stranger: Path, monkeypatch, caplog, error: Exception, said: str
+) -> None:
+    def acquire(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    trusted.remember(stranger / "net.py", NET)
+    trusted._named.clear()
+    assert trusted.is_trusted(sha256(NET).hexdigest()) is not bool(said)
+    assert said in caplog.text and bool(caplog.text) is bool(said)
+
+
+def test_a_known_file_needs_no_lock(stranger: Path, monkeypatch, caplog) -> None:
+    trusted.remember(stranger / "net.py", NET)
+    monkeypatch.setattr(FileLock, "acquire", None)
+    trusted.remember(stranger / "net.py", NET)
+    assert not caplog.text
 
 
 def _remember_ten(first: int) -> None:
@@ -323,6 +395,49 @@ def test_a_file_cannot_import_a_file_beside_it(tmp_path: Path, monkeypatch, text
     with pytest.raises(ValueError, match=message):
         code = UserCode(text.format(home=str(tmp_path)).encode(), str(tmp_path / "net.py"), "network")
         code.call(code.function("build"))
+
+
+def test_a_file_cannot_import_a_file_of_the_working_directory(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "nearby.py").write_text("")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.syspath_prepend(str(tmp_path / "here"))
+    with pytest.raises(ValueError, match="line 1: imports nearby from .*nearby.py"):
+        UserCode(b"import nearby", str(tmp_path / "elsewhere" / "net.py"), "network")
+
+
+@pytest.mark.parametrize("installed", ["nearby", None])
+def test_packages_that_are_installed_from_a_clone_can_be_imported(
+    tmp_path: Path, monkeypatch, installed: str | None
+) -> None:
+    """The harness, even if it is not installed, and an editable package that lies beside the file."""
+    (tmp_path / "nearby.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(Path(__file__).parents[1])
+    monkeypatch.setattr(user_code, "_installed_names", lambda: {installed})
+    UserCode(f"import {installed or 'harness, signed_tickets'}".encode(), str(tmp_path / "net.py"), "network")
+
+
+def test_a_file_that_fails_leaves_the_modules_as_they_were(tmp_path: Path) -> None:
+    """The private name belongs to a content, so a second execution has the same name."""
+    text = b"import os\nif 'FAIL_HERE' in os.environ: raise ValueError\nclass Net: ..."
+
+    def registered() -> object:
+        name = f"_network_{sha256(text).hexdigest()[:16]}"
+        return sys.modules.get(name)
+
+    # Phase: an error at the first execution, then at the second
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FAIL_HERE", "1")
+        with pytest.raises(ValueError, match="line 2"):
+            UserCode(text, str(tmp_path / "net.py"), "network")
+        assert registered() is None
+    code = UserCode(text, str(tmp_path / "net.py"), "network")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FAIL_HERE", "1")
+        with pytest.raises(ValueError, match="line 2"):
+            UserCode(text, str(tmp_path / "net.py"), "network")
+    assert registered() is code.module
 
 
 def test_a_file_can_import_installed_packages_and_the_harness(tmp_path: Path, monkeypatch) -> None:

@@ -64,7 +64,7 @@ def remember(path: Path, content: bytes) -> None:
             now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             line = f"{digest}  {now}  {for_terminal(str(path.absolute()))}\n"
             before += b"" if before.endswith(b"\n") else b"\n"
-            write_atomically(file, before + line.encode(errors="backslashreplace"), mode=0o600)
+            write_atomically(file, before + line.encode(), mode=0o600)
     except (OSError, ValueError, NotImplementedError) as error:
         _say_once(f"cannot remember that {path.name} is yours ({_reason(error)}); later commands need --trust-code")
 

@@ -132,8 +132,12 @@ def told(error: BaseException, path: str) -> str:
         where = f"{error.filename or path}, line {error.lineno or 1}"
     elif lines := [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]:
         where = f"{path}, line {lines[-1]}"
-    words = (str(error).splitlines() or ["no message"])[0][:300]
-    return f"{where}: {type(error).__name__}: {one_line(words)}"
+    return f"{where}: {type(error).__name__}: {one_line(first_line(error))}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, at most 300 characters."""
+    return (str(error).splitlines() or ["no message"])[0][:300]
 
 
 # ------------------------------------------------------------------ imports

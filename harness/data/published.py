@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from harness.data.readers.raw import RawSplit, SourceError
+from harness.data.readers.raw import RawSplit, SourceError, listed
 from harness.data.spec import DataSpec
 
 _log = logging.getLogger(__name__)
-_MOST_NAMES = 5
 _WNID = re.compile(r"n\d{8}")
 
 
@@ -41,9 +40,9 @@ def check_classes(spec: DataSpec, raw: RawSplit, source: str, split: str, *, all
     # Refuse more classes than the data set has.
     if len(raw.class_names) > num_classes:
         foreign = sorted(set(raw.class_names) - set(spec.raw.class_names)) if spec.raw.class_names else []
-        listed = f"not among them: {_listed(foreign)}" if foreign else f"the source has {_listed(raw.class_names)}"
+        found = f"not among them: {listed(foreign)}" if foreign else f"the source has {listed(raw.class_names)}"
         raise SourceError(
-            f"{where} has {len(raw.class_names)} classes; {spec.name} has {num_classes}; {listed}. Remove or rename "
+            f"{where} has {len(raw.class_names)} classes; {spec.name} has {num_classes}; {found}. Remove or rename "
             "the directories that are not classes"
         )
     for index in np.flatnonzero((raw.labels < 0) | (raw.labels >= num_classes))[:1]:
@@ -87,9 +86,9 @@ def _check_names(spec: DataSpec, names: Sequence[str], where: str) -> None:
     if foreign and 2 * len(usual) > len(names):
         published = spec.raw.class_names if usual[0] in spec.raw.class_names else ()
         absent = [name for name in published if name not in names]
-        lacking = f"; missing: {_listed(absent)}" if absent else ""
+        lacking = f"; missing: {listed(absent)}" if absent else ""
         raise SourceError(
-            f"{where} has classes that are not {form}: {_listed(foreign)}{lacking}. Remove or rename these directories"
+            f"{where} has classes that are not {form}: {listed(foreign)}{lacking}. Remove or rename these directories"
         )
 
 
@@ -110,16 +109,11 @@ def _missing_names(spec: DataSpec, raw: RawSplit, missing: Sequence[int]) -> str
     if 0 < len(own) < spec.num_classes:  # directories are missing, so their positions do not name them
         absent = [name for name in published if name not in own] if set(own) <= set(published) else []
         empty = [own[label] for label in missing if label < len(own)]
-        return f"missing: {_listed(absent + empty)}" if absent else f"the source has {_listed(own)}"
+        return f"missing: {listed(absent + empty)}" if absent else f"the source has {listed(own)}"
     names = own or published
     if len(names) < spec.num_classes:
-        return f"missing: labels {_listed([str(label) for label in missing])}"
-    return f"missing: {_listed([names[label] for label in missing])}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(names[:_MOST_NAMES]) + more
+        return f"missing: labels {listed([str(label) for label in missing])}"
+    return f"missing: {listed([names[label] for label in missing])}"
 
 
 def count_notes(spec: DataSpec, raw: RawSplit, split: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch import nn
 
 from harness.common.digest import sha256_json
 from harness.common.seeds import derive_seed
+from harness.common.user_code import first_line
 from harness.config import ModelConfig, NetworkKind, known
 from harness.models import MODELS, build_model, classifier_of, initialise, width_of
 from harness.models.partition import ParamPartition
@@ -194,8 +195,8 @@ class Network:
                         found = model.train(training)(images_NCHW)
                 except Exception as error:  # a stranger's forward pass can fail in any way
                     size = f"{self.channels}×{self.image_size}×{self.image_size}"
-                    said = (str(error).splitlines() or ["no message"])[0][:300]
-                    raise ValueError(f"{name} fails on images of {size}: {type(error).__name__}: {said}") from error
+                    said = f"{type(error).__name__}: {first_line(error)}"
+                    raise ValueError(f"{name} fails on images of {size}: {said}") from error
                 _check_logits(name, found, want)
         if not self.partition.prunable:
             raise ValueError(
@@ -370,10 +371,9 @@ def _check_parameters(name: str, model: nn.Module) -> None:
     try:
         deepcopy(model)
     except Exception as error:  # a module can hold any object
-        said = (str(error).splitlines() or [""])[0][:200]
         raise ValueError(
-            f"{name} cannot be copied (copy.deepcopy: {type(error).__name__}: {said}); keep open files, locks and "
-            "generators out of its modules"
+            f"{name} cannot be copied (copy.deepcopy: {type(error).__name__}: {first_line(error)}); keep open "
+            "files, locks and generators out of its modules"
         ) from error
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from harness.common.files import read_bounded
 from harness.common.optional import MissingLibraryError, missing
-from harness.common.user_code import MOST_BYTES, UserCode
+from harness.common.user_code import MOST_BYTES, UserCode, first_line
 
 _OURS = ("num_classes", "in_chans", "channels", "image_size")
 """Options that the data set gives, and no user."""
@@ -79,7 +79,7 @@ def timm_options(name: str, args: Mapping[str, Any], image_size: int) -> dict[st
         described = timm.models.get_pretrained_cfg(plain)
     except RuntimeError as error:  # a tag after the dot that timm does not know
         tags = ", ".join(timm.list_pretrained(plain.partition(".")[0])) or "none"
-        raise ValueError(f"unknown network {name!r}: {_first_line(error)}; names with a tag: {tags}") from None
+        raise ValueError(f"unknown network {name!r}: {first_line(error)}; names with a tag: {tags}") from None
     fixed = described is not None and described.fixed_input_size and "img_size" not in args
     return dict(args) | ({"img_size": image_size} if fixed else {})
 
@@ -139,7 +139,7 @@ def _called(build: Callable[[], Any], what: str, args: Mapping[str, Any]) -> Any
     except Exception as error:  # a library can reject an option in any way
         given = " ".join(f"{name}={value}" for name, value in args.items())
         options = f" with {given}" if given else ""
-        raise ValueError(f"{what}{options}: {type(error).__name__}: {_first_line(error)}") from error
+        raise ValueError(f"{what}{options}: {type(error).__name__}: {first_line(error)}") from error
 
 
 def _unknown(name: str, plain: str, names: list[str], listed_by: str) -> str:
@@ -194,7 +194,3 @@ def file_model(source: bytes, path: str, function: str, options: Mapping[str, An
 @lru_cache(maxsize=8)
 def _executed(source: bytes, path: str) -> UserCode:
     return UserCode(source, path, "network")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or ["no message"])[0][:300]

@@ -406,6 +406,22 @@ def test_files_and_directories_that_are_not_used_are_named(tmp_path: Path, caplo
     assert caplog.text.count("that are not used: dev") == 1
     assert caplog.text.count("because they do not end as images do: train/rose/0.heic") == 1
 
+    # Phase: a folder without a test split
+    shutil.rmtree(root / "test")
+    shutil.rmtree(root / "dev")
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "harness"):
+        prepare("other", tmp_path / "data", str(root), own=SMALL)
+    assert caplog.text.count("because they do not end as images do: train/rose/0.heic") == 1
+
+
+def test_integer_labels_from_1_on_need_an_option(tmp_path: Path) -> None:
+    """Class 0 then has no images, which the option allows."""
+    source = _parquet(tmp_path / "raw", False, (1, 2, 3))
+    columns = {"image_column": "picture", "label_column": "kind"}
+    prepare("mine", tmp_path / "data", str(source), own=SMALL, allow_missing_classes=True, **columns)
+    assert spec_of("mine", tmp_path / "data").num_classes == 4
+
 
 def test_classes_without_test_images_need_an_option(tmp_path: Path) -> None:
     root = _split_folder(tmp_path / "raw", "test")
