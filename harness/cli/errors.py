@@ -23,7 +23,7 @@ def clear_errors() -> Iterator[None]:
     """
     try:
         yield
-        sys.stdout.flush()  # a reader that has gone is noticed here, not when Python ends
+        sys.stdout.flush()  # a closed pipe must fail here, not when Python ends
     except SystemExit as ending:
         if not ending.code:  # such as that of --help
             flush_output()
@@ -77,7 +77,7 @@ def _loaded(module: str, name: str) -> Any:
 
 
 def flush_output() -> None:
-    """Write what standard output still buffers. A reader that has gone is no error."""
+    """Flush standard output. A closed pipe is no error."""
     try:
         sys.stdout.flush()
     except BrokenPipeError as error:

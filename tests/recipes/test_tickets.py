@@ -16,6 +16,17 @@ from harness.cli.compare import COMPARISONS
 from tests.test_help import SLOW_LIBRARIES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+FIRST_WORDS = {
+    "prepare": "Prepare a data set: ",
+    "train": "Train a ticket: ",
+    "compare": "Measure the error barrier ",
+    "lineage": "List, relate, compare, share and verify runs: ",
+    "reproduce": "Make a figure or table of the paper: ",
+    "report": "Write the page of a figure, table or study ",
+    "export": "Export a run: ",
+    "pull": "Download an exported run ",
+}
+"""Command → start of the text of the code that it runs."""
 HELP = """
 import contextlib, io, json, sys
 from harness.cli.tickets import main
@@ -59,6 +70,8 @@ def test_every_command_explains_itself_without_torch(tmp_path: Path) -> None:
         assert "python tools/" not in text and "python recipes/" not in text, text
     for name in tickets.COMMANDS:
         assert f"  {name} " in printed[""]
+    for name, first_words in FIRST_WORDS.items():
+        assert first_words in printed[f"{name} --help"], name
     for name in tickets.searches():
         assert f"  {name} " in printed["search --help"] and f"  {name} " in printed["recipes --help"]
 
@@ -174,3 +187,13 @@ def test_a_copied_recipe_runs_where_it_lies_and_is_never_overwritten(tmp_path: P
     command = [sys.executable, "aws_digits.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=120)
     assert done.stdout == f"{copy} __main__ Find\n"
+
+
+@pytest.mark.long
+def test_a_file_of_the_user_runs_as_python_runs_a_script(tmp_path: Path) -> None:
+    """It imports its neighbours, and the harness's own `from __future__` imports do not apply to it."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "neighbour.py").touch()
+    code = "import neighbour\ndef own(x: int): ...\nprint(neighbour.__name__, own.__annotations__['x'] is int)\n"
+    (tmp_path / "sub" / "mine.py").write_text(code)
+    assert run(tmp_path, "search", "sub/mine.py") == "neighbour True\n"

@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command: Command = parse_command(COMMANDS, description=__doc__, arguments=arguments)
         show_messages(command.place.verbosity)
         command.run()
-        sys.stdout.flush()  # a reader that has gone is noticed here, not when Python ends
+        sys.stdout.flush()  # a closed pipe must fail here, not when Python ends
     except KeyboardInterrupt:
         sys.exit(interrupted())
     except ImportError as error:
