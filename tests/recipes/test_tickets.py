@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+import harness
 from harness.cli import tickets
 from harness.cli.compare import COMPARISONS
+from harness.common.machine import launch_command
 from tests.test_help import SLOW_LIBRARIES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -152,8 +154,8 @@ def test_a_copy_says_how_it_is_run(
 @pytest.mark.long
 def test_a_reader_that_stops_and_a_package_of_the_same_name_give_no_traceback(tmp_path: Path) -> None:
     # Phase: `tickets recipes | head -1`. The reader goes before anything is written, or before Python ends.
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    for words in ("recipes", "--help", "cp --help", "lineage list --offline"):
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": ""}
+    for words in ("recipes", "cp --help", "pull --help", "lineage --help", "lineage list --offline"):
         shell = ["bash", "-c", f"{sys.executable} -m signed_tickets {words} | true; exit ${{PIPESTATUS[0]}}"]
         done = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=60)
         assert (done.returncode, done.stderr) == (0, ""), words
@@ -195,5 +197,32 @@ def test_a_file_of_the_user_runs_as_python_runs_a_script(tmp_path: Path) -> None
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "neighbour.py").touch()
     code = "import neighbour\ndef own(x: int): ...\nprint(neighbour.__name__, own.__annotations__['x'] is int)\n"
+    code += "from harness.common.machine import launch_command\nprint(launch_command())\n"
     (tmp_path / "sub" / "mine.py").write_text(code)
-    assert run(tmp_path, "search", "sub/mine.py") == "neighbour True\n"
+    printed = run(tmp_path, "search", "sub/mine.py", "--method", "lrr")
+    assert printed == "neighbour True\ntickets search sub/mine.py --method lrr\n"
+
+
+@pytest.mark.parametrize("words", [["compare", "norm-barrier", "abcd", "--json"], ["prepare", "digits", "--out", "x"]])
+def test_the_recorded_command_can_be_typed_again(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("harness.common.program._started", None)
+    monkeypatch.setattr("harness.common.machine.psutil", None)  # the parent process does not matter
+    monkeypatch.setattr(sys, "argv", ["tickets", *words])
+    monkeypatch.setitem(COMPARISONS, "norm_barrier", ("", lambda *_: print(launch_command())))
+    monkeypatch.setattr("harness.cli.prepare.main", lambda _: print(launch_command()))
+    tickets.main()
+    assert capsys.readouterr().out == f"tickets {' '.join(words).replace('-barrier', '_barrier')}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "start"), [(["--version"], harness.__version__), (["search", "-h"], "usage: tickets search RECIPE")]
+)
+def test_short_answers(
+    words: list[str], start: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("harness.common.program._started", None)
+    monkeypatch.setattr(sys, "argv", ["tickets", *words])
+    tickets.main()
+    assert capsys.readouterr().out.startswith(start)
