@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import re
+import warnings
 import zipfile
 from pathlib import Path
 from random import Random
@@ -566,6 +567,26 @@ def test_damaged_files_give_one_line(tmp_path, form):
             assert "net.bin" in str(error) and "\n" not in str(error)
         else:
             assert form != "zip" or torch.equal(found.tensors["w"], T["w"])
+
+
+@pytest.mark.parametrize("odd", ["twice", "directory"])
+def test_entries_that_torch_reads_otherwise_are_refused(tmp_path, odd):
+    """torch takes another of two equal names than `zipfile`, and reads no bytes of a directory."""
+    path = tmp_path / "net.pth"
+    torch.save(T, path)
+    with zipfile.ZipFile(path) as archive:
+        members = {one.filename: archive.read(one) for one in archive.infolist()}
+    (name,) = (name for name in members if name.endswith("data/0"))
+    with zipfile.ZipFile(path, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for member, content in members.items():
+            entry = zipfile.ZipInfo(member)
+            entry.external_attr = 0x10 if odd == "directory" and member == name else 0
+            archive.writestr(entry, content)
+            if odd == "twice" and member == name:
+                archive.writestr(zipfile.ZipInfo(member), bytes(len(content)))
+    with pytest.raises(ValueError, match=f"{path} is damaged: it has .*{name}.* twice or as a directory"):
+        read_network(path)
 
 
 def test_a_file_in_the_directory_of_a_run_is_checked(tmp_path):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import select
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from harness.common.escape import for_terminal
@@ -23,11 +25,6 @@ def clear_errors() -> Iterator[None]:
     """
     try:
         yield
-        sys.stdout.flush()  # a closed pipe must fail here, not when Python ends
-    except SystemExit as ending:
-        if not ending.code:  # such as that of --help
-            flush_output()
-        raise
     except KeyboardInterrupt:  # before a launch listens for signals, or after it
         sys.exit(interrupted())
     except _loaded("harness.distributed.world", "OtherRankFailedError"):
@@ -76,13 +73,29 @@ def _loaded(module: str, name: str) -> Any:
     return getattr(sys.modules.get(module), name, _NeverRaised)
 
 
-def flush_output() -> None:
-    """Flush standard output. A closed pipe is no error."""
+@cache
+def let_readers_go() -> None:
+    """End without a message of Python if the reader of standard output closes it, as `| head` does."""
+    atexit.register(_flush_output)  # output that is still buffered would fail later, when Python ends
+
+
+def _flush_output() -> None:
     try:
         sys.stdout.flush()
     except BrokenPipeError as error:
         if not reader_has_gone(error):
             raise
+
+
+@contextmanager
+def quiet_help() -> Iterator[None]:
+    """Exit with code 0 if the reader of a long help text closes it."""
+    try:
+        yield
+    except BrokenPipeError as error:
+        if not reader_has_gone(error):
+            raise
+        sys.exit(0)
 
 
 def reader_has_gone(error: BaseException) -> bool:

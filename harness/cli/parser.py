@@ -22,6 +22,7 @@ from tyro.constructors import (
     StructFieldSpec,
 )
 
+from harness.cli.errors import let_readers_go, quiet_help
 from harness.cli.names import datasets, methods, networks
 from harness.common.escape import accept_any_text
 from harness.common.program import usage_name, worded
@@ -107,9 +108,10 @@ def parse_command(
         ValueError: Two names of one option have different values.
     """
     accept_any_text()
+    let_readers_go()
     words = list(sys.argv[1:] if arguments is None else arguments)
     check_synonyms(words)
-    with _registry():
+    with _registry(), quiet_help():
         if isinstance(command, Mapping):
             if words and words[0] in command and not {"-h", "--help"} & set(words):
                 # Building the parsers of all other subcommands would take most of the time of a short command.

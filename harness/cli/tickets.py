@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 
 import harness
-from harness.cli.errors import clear_errors
+from harness.cli.errors import clear_errors, let_readers_go
 from harness.cli.parser import print_commands
 from harness.common import program
 from harness.common.escape import for_terminal
@@ -64,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     program.start()
+    let_readers_go()
     if words[:1] == ["--version"]:
         print(harness.__version__)
         return

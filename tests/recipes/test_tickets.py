@@ -154,9 +154,11 @@ def test_a_copy_says_how_it_is_run(
 @pytest.mark.long
 def test_a_reader_that_stops_and_a_package_of_the_same_name_give_no_traceback(tmp_path: Path) -> None:
     # Phase: `tickets recipes | head -1`. The reader goes before anything is written, or before Python ends.
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": ""}
-    for words in ("recipes", "cp --help", "pull --help", "lineage --help", "lineage list --offline"):
-        shell = ["bash", "-c", f"{sys.executable} -m signed_tickets {words} | true; exit ${{PIPESTATUS[0]}}"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    environment.pop("PYTHONUNBUFFERED", None)  # Python would write each line at once
+    commands = ("recipes", "--help", "--version", "lineage list --offline", "lineage --help", "reproduce --help")
+    for words in (*(f"-m signed_tickets {words}" for words in commands), f"{REPOSITORY}/tools/lineage.py list --help"):
+        shell = ["bash", "-c", f"{sys.executable} {words} | true; exit ${{PIPESTATUS[0]}}"]
         done = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=60)
         assert (done.returncode, done.stderr) == (0, ""), words
 

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from harness.cli.errors import flush_output, interrupted, reader_has_gone
+from harness.cli.errors import interrupted, reader_has_gone
 from harness.cli.lineage.store_options import StoreOptions
 from harness.cli.parser import parse_command
 from harness.common.escape import for_terminal
@@ -74,11 +74,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command: Command = parse_command(COMMANDS, description=__doc__, arguments=arguments)
         show_messages(command.place.verbosity)
         command.run()
-        sys.stdout.flush()  # a closed pipe must fail here, not when Python ends
-    except SystemExit as ending:
-        if not ending.code:  # such as that of --help
-            flush_output()
-        raise
     except KeyboardInterrupt:
         sys.exit(interrupted())
     except ImportError as error:

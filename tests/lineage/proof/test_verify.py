@@ -9,6 +9,7 @@ import importlib.metadata
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from harness.common.digest import sha256_json
 from harness.config import REDRAWN, ModelConfig
 from harness.lineage.nodes.record import Parent
 from harness.lineage.proof import CHECKS, verify
+from harness.lineage.proof.findings import Finding, Findings
 from harness.lineage.proof.networks import Architecture
 from harness.lineage.store import LineageStore
 from harness.masks import Mask, SignedMask
@@ -24,6 +26,17 @@ from tests.lineage.proof.made import ARCHITECTURE, FOREIGN, found, local, make
 from tests.made_search import Change, Draft
 
 FINALS = ("signed_mask", "retrain", "mask")
+
+
+def test_remarks_are_one_printable_line() -> None:
+    """Remarks can quote damaged files, and terminals obey control characters."""
+    findings, said = Findings(), "quoted: a\n\x1b[1m"
+    run = SimpleNamespace(key="0" * 64, name="a run", run_id=None)
+    findings.add(run, [Finding("files", False, said)])
+    findings.note(run, said)
+    findings.not_checked(run, said, ["pruned"])
+    assert all(r"quoted: a\n\x1b[1m" in one.what for one in (*findings.problems, *findings.notes))
+    assert len(findings.problems) == 1 and len(findings.notes) == 2
 
 
 # ---------------------------------------------------------------------- nothing wrong
