@@ -62,7 +62,7 @@ class _Finder(MetaPathFinder):
     ) -> importlib.machinery.ModuleSpec | None:
         """Return the specification of an alias, or None for other modules. The module itself is not imported."""
         package, _, rest = name.partition(".")
-        if package != __name__ or rest in ("", "__main__"):
+        if package != __name__ or not rest:
             return None
         found = importlib.util.find_spec(f"{_TARGET}.{rest}")
         if found is None:
@@ -75,8 +75,6 @@ class _Finder(MetaPathFinder):
 
 def __getattr__(name: str) -> Any:
     """Return a public name of `harness`, imported on first use."""
-    if name.startswith("__"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
         return getattr(harness, name)
     except AttributeError as error:

@@ -54,6 +54,12 @@ def test_the_ways_to_import() -> None:
     with pytest.raises(AttributeError, match="'signed_tickets' has no attribute 'nothing'; public names: Mask"):
         signed_tickets.nothing  # noqa: B018
     assert importlib.util.find_spec("signed_tickets.nothing") is None
+    finder = next(one for one in sys.meta_path if type(one).__module__ == "signed_tickets")
+    for name in ("masks", "masks.mask"):
+        alias, real = finder.find_spec(f"signed_tickets.{name}"), importlib.util.find_spec(f"harness.{name}")
+        assert alias is not None and real is not None and alias.origin == real.origin
+        assert alias.submodule_search_locations == real.submodule_search_locations
+        assert alias.has_location == real.has_location
     assert inspect.getsource(importlib.import_module("signed_tickets.masks.mask")) == inspect.getsource(mask)
     listed = {module.name for module in pkgutil.iter_modules(signed_tickets.__path__, "signed_tickets.")}
     assert {"signed_tickets.masks", "signed_tickets.lineage", "signed_tickets.checkpoint"} <= listed
@@ -69,7 +75,7 @@ def test_the_ways_to_import() -> None:
         "import importlib, sys, signed_tickets.config.parts as a; import harness.config.parts as b; "
         "assert importlib.reload(a) is b and importlib.reload(b) is a; "
         "importlib.reload(sys.modules['signed_tickets']); import signed_tickets.config as c, harness.config as d; "
-        "assert c is d",
+        "assert c is d; assert [type(one).__name__ for one in sys.meta_path].count('_Finder') == 1",
         "import pickle, harness.config as h, signed_tickets.config as s; "
         "assert pickle.loads(pickle.dumps(s.ModelConfig('a'))) == h.ModelConfig('a')",
         "import sys, signed_tickets; assert 'torch' not in sys.modules",

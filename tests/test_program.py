@@ -107,6 +107,22 @@ def test_help_names_the_console_script(monkeypatch: pytest.MonkeyPatch, text: st
 
 def test_a_launch_file_exists_in_every_installation(installation: str) -> None:
     assert Path(program.launch_file("cpu_2_processes.yaml")).is_file()
+    assert Path(program.spelled("accelerate launch --config_file recipes/launch/gpu_8.yaml").split()[-1]).is_file()
+
+
+def test_every_command_that_runs_a_file_of_the_clone_has_one() -> None:
+    commands = COMMANDS.keys() - {"recipes", "cp", "search", "compare"} | {f"compare {name}" for name in COMPARISONS}
+    assert program.FILES.keys() == commands
+    assert all((REPOSITORY / file).is_file() for file in program.FILES.values())
+
+
+def test_the_path_of_a_clone_is_quoted_for_the_shell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(program, "_ROOT", tmp_path / "my clone")
+    monkeypatch.setattr(program, "_started", None)
+    monkeypatch.setattr(program, "has_clone", lambda: True)
+    assert shlex.split(program.command("lineage list")) == ["python", f"{tmp_path}/my clone/tools/lineage.py", "list"]
+    launched = program.command("train --ticket a", "accelerate launch -a")
+    assert launched == f"accelerate launch -a '{tmp_path}/my clone/recipes/train_ticket.py' --ticket a"
 
 
 def test_a_command_is_repeated_as_it_was_started(monkeypatch: pytest.MonkeyPatch, installation: str) -> None:

@@ -223,12 +223,14 @@ def new_figure(
         columns: Columns of the grid.
         heights: Relative heights of the rows, by default equal.
     """
+    # Phase: load matplotlib, and fix the style for equal SVG files.
     require("matplotlib", "a plot")
     import matplotlib
     from matplotlib.figure import Figure
 
     style: Any = {"svg.hashsalt": "harness", "svg.fonttype": "path", "font.size": 10}
     with matplotlib.rc_context(style):
+        # Phase: draw the grid of axes.
         figure = Figure(figsize=size_inches, layout="constrained")
         grid = figure.add_gridspec(rows, columns, height_ratios=heights or None)
         all_axes = [figure.add_subplot(grid[row, column]) for row in range(rows) for column in range(columns)]

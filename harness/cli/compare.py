@@ -61,4 +61,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with clear_errors():
         name = known("comparison", words[0].replace("-", "_"), list(COMPARISONS))
     start("compare", name)
+    sys.argv[1:] = words[1:]  # the recorded command joins the words of `start` and these
     run(name, words[1:])

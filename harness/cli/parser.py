@@ -135,9 +135,10 @@ def print_commands(usage: str | None, text: str | None, names: Mapping[str, str]
     if usage:
         print_lines(f"usage: {usage}")
     if text:
-        print_lines("", *worded(text.strip()).split("\n"))
+        print_lines("", *text.strip().split("\n"))
+    if names and (usage or text):
+        print_lines("")
     if names:
-        print_lines("") if usage or text else None
         print_fields([(name, line) if line else (name,) for name, line in names.items()], title=title)
 
 

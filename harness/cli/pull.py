@@ -17,7 +17,6 @@ import tyro
 from harness.cli.errors import clear_errors
 from harness.cli.lineage.store_options import StoreOptions, Where
 from harness.cli.parser import parse_command
-from harness.common.escape import for_terminal
 from harness.common.logging import show_messages
 from harness.lineage.store import DEFAULT_EXPERIMENT
 
@@ -36,25 +35,13 @@ class Pull:
 
     def run(self) -> None:
         """Import the runs, deliver them, and print the outcomes."""
-        # Phase: download, check and import.
         from harness.cli.lineage.moving import deliver_imported
         from harness.cli.lineage.printing import print_json
         from harness.lineage.sharing.hub import pull
 
         store = self.place.open(self.experiment)
         pulled = pull(store, self.repository, weights=self.weights)
-
-        # Phase: deliver, unless offline.
-        imported = []
-        for one in pulled.imported:
-            run_id = None if self.place.offline else deliver_imported(store, one.directory)
-            imported.append({"key": one.item.key, "name": one.item.name, "outcome": one.outcome, "run_id": run_id})
-            if not self.place.json:
-                print(for_terminal(f"{one.item.name}: {one.outcome}") + (f" → run {run_id}" if run_id else ""))
-        if not self.place.offline:
-            store.show()
-
-        # Phase: say how to load it.
+        imported = deliver_imported(store, pulled.imported, self.place)
         if self.place.json:
             print_json("pull", [], imported=imported, key=pulled.key, commit=pulled.commit)
         else:

@@ -38,8 +38,8 @@ COMMANDS: dict[str, str] = {
     "lineage": "List, relate, compare, share and verify runs.",
     "reproduce": "Make a figure, a table or a study of the paper.",
     "report": "Write the page of a figure, table or study from finished runs.",
-    "export": "Write a run as a directory, a hub repository, ONNX or pruning masks of PyTorch.",
-    "pull": "Fetch a signed mask and its lineage from a model hub.",
+    "export": "Export a run: a directory, a repository on the Hugging Face Hub, ONNX, or pruned PyTorch.",
+    "pull": "Import an exported run and its lineage from the Hugging Face Hub.",
 }
 """Command → one line of help."""
 HOMES: dict[str, str] = {
@@ -68,8 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if words[:1] == ["--version"]:
         print(harness.__version__)
         return
-    # Phase: find the command. Its own errors are its own affair, such as those of a user's recipe.
-    run: Callable[[], None] = _nothing  # for a reader of standard output that has gone
+    # Phase: find the command. It handles its own errors, such as those of a user's recipe.
+    run: Callable[[], None] = _nothing  # stays so if standard output is a closed pipe
     with clear_errors():
         if not words or words[0] in ("-h", "--help"):
             print_commands("tickets COMMAND [OPTIONS]", __doc__, COMMANDS)
@@ -173,9 +173,8 @@ def copy(words: list[str]) -> None:
     # Phase: read the words.
     if words and words[0] in ("-h", "--help"):
         text = (
-            "Copy a recipe, an example or a launch file, to change it. FILE is a new file or a directory, by default "
-            "the working directory. A copied recipe runs where it lies: `tickets search FILE`. "
-            "An existing file is never overwritten."
+            f"{COMMANDS['cp']}\n\nFILE is a new file or a directory, by default the working directory. "
+            "An existing file is never overwritten.\n`tickets search FILE` runs a copied recipe."
         )
         print_commands(CP_USAGE, text, {})
         return

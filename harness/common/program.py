@@ -76,11 +76,7 @@ def command(words: str, launcher: str = "") -> str:
     if is_console():
         return f"{launcher} -m {MODULE} {words}" if launcher else f"{CONSOLE} {words}"
     name, rest = _divided(words)
-    if name.startswith("search "):
-        recipe = name.removeprefix("search ")
-        file = recipe if recipe.endswith(".py") else f"recipes/{recipe}.py"
-    else:
-        file = FILES[name]
+    file = f"recipes/{name.removeprefix('search ')}.py" if name.startswith("search ") else FILES[name]
     return f"{launcher or 'python'} {in_clone(file)}{rest}"
 
 

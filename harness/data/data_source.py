@@ -110,6 +110,7 @@ def choose_loader(name: str, directory: Path | str, *, aloud: bool = True) -> Lo
         FileNotFoundError: The data set is not prepared.
         MissingLibraryError: Only ffcv reads this data set, and it is not installed.
     """
+    # Phase: data sets that only one loader reads, and ffcv wherever it is installed.
     spec = spec_of(name, directory)
     manifest = _manifest(spec, Path(directory) / name, "train")
     if _SOURCE_FILE in manifest.files:
@@ -118,6 +119,8 @@ def choose_loader(name: str, directory: Path | str, *, aloud: bool = True) -> Lo
         return "ffcv"
     if not spec.fixed_size:
         raise MissingLibraryError(missing("ffcv", f"the data set {name}, of images of varying size,"), name="ffcv")
+
+    # Phase: without ffcv, choose by size.
     small = manifest.num_samples * spec.image_size**2 * spec.channels <= _MEMORY_BYTES
     chosen: LoaderName = "memory" if small else "torch"
     if aloud:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,15 @@ def test_the_message_is_one_line_with_the_command(library: str, monkeypatch: pyt
     with pytest.raises(ModuleNotFoundError) as plain:
         __import__(library)
     assert f"signed-tickets[{EXTRAS[library]}]" in str(explained(plain.value))
+
+
+def test_each_extra_brings_its_libraries() -> None:
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    others = {"PIL": "pillow", "cv2": "opencv-python", "pynvml": "nvidia-ml-py", "sklearn": "scikit-learn"}
+    others["requests"] = "mlflow"  # which requires it
+    for library, extra in EXTRAS.items():
+        brought = [re.split(r"[<>=\[]", requirement)[0] for requirement in extras[extra]]
+        assert others.get(library, library) in brought, library
 
 
 def test_other_import_errors_are_not_explained() -> None:

@@ -11,11 +11,24 @@ from pathlib import Path
 
 import pytest
 
+import harness
 from harness.cli import tickets
 from harness.cli.compare import COMPARISONS
+from harness.common.machine import launch_command
 from tests.test_help import SLOW_LIBRARIES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+FIRST_WORDS = {
+    "prepare": "Prepare a data set: ",
+    "train": "Train a ticket: ",
+    "compare": "Measure the error barrier ",
+    "lineage": "List, relate, compare, share and verify runs: ",
+    "reproduce": "Make a figure or table of the paper: ",
+    "report": "Write the page of a figure, table or study ",
+    "export": "Export a run: ",
+    "pull": "Download an exported run ",
+}
+"""Command → start of the text of the code that it runs."""
 HELP = """
 import contextlib, io, json, sys
 from harness.cli.tickets import main
@@ -59,6 +72,8 @@ def test_every_command_explains_itself_without_torch(tmp_path: Path) -> None:
         assert "python tools/" not in text and "python recipes/" not in text, text
     for name in tickets.COMMANDS:
         assert f"  {name} " in printed[""]
+    for name, first_words in FIRST_WORDS.items():
+        assert first_words in printed[f"{name} --help"], name
     for name in tickets.searches():
         assert f"  {name} " in printed["search --help"] and f"  {name} " in printed["recipes --help"]
 
@@ -176,3 +191,40 @@ def test_a_copied_recipe_runs_where_it_lies_and_is_never_overwritten(tmp_path: P
     command = [sys.executable, "aws_digits.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=120)
     assert done.stdout == f"{copy} __main__ Find\n"
+
+
+@pytest.mark.long
+def test_a_file_of_the_user_runs_as_python_runs_a_script(tmp_path: Path) -> None:
+    """It imports its neighbours, and the harness's own `from __future__` imports do not apply to it."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "neighbour.py").touch()
+    code = "import neighbour\ndef own(x: int): ...\nprint(neighbour.__name__, own.__annotations__['x'] is int)\n"
+    code += "from harness.common.machine import launch_command\nprint(launch_command())\n"
+    (tmp_path / "sub" / "mine.py").write_text(code)
+    printed = run(tmp_path, "search", "sub/mine.py", "--method", "lrr")
+    assert printed == "neighbour True\ntickets search sub/mine.py --method lrr\n"
+
+
+@pytest.mark.parametrize("words", [["compare", "norm-barrier", "abcd", "--json"], ["prepare", "digits", "--out", "x"]])
+def test_the_recorded_command_can_be_typed_again(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("harness.common.program._started", None)
+    monkeypatch.setattr("harness.common.machine.psutil", None)  # the parent process does not matter
+    monkeypatch.setattr(sys, "argv", ["tickets", *words])
+    monkeypatch.setitem(COMPARISONS, "norm_barrier", ("", lambda *_: print(launch_command())))
+    monkeypatch.setattr("harness.cli.prepare.main", lambda _: print(launch_command()))
+    tickets.main()
+    assert capsys.readouterr().out == f"tickets {' '.join(words).replace('-barrier', '_barrier')}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "start"), [(["--version"], harness.__version__), (["search", "-h"], "usage: tickets search RECIPE")]
+)
+def test_short_answers(
+    words: list[str], start: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("harness.common.program._started", None)
+    monkeypatch.setattr(sys, "argv", ["tickets", *words])
+    tickets.main()
+    assert capsys.readouterr().out.startswith(start)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,7 +17,7 @@ from harness.common.escape import for_terminal
 from harness.common.program import command
 from harness.lineage.browse.export import edges, write_export
 from harness.lineage.browse.find import find_node, lineage_of, newest
-from harness.lineage.bundle import import_bundle, write_bundle
+from harness.lineage.bundle import Imported, import_bundle, write_bundle
 from harness.lineage.nodes.contents import OtherContentsError
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.store import DEFAULT_EXPERIMENT, LineageStore, SyncError
@@ -160,19 +161,27 @@ class Import:
 
     def run(self) -> None:
         store = self.place.open(self.experiment)
-        imported = []
-        for one in import_bundle(store, self.directory):
-            run_id = None if self.place.offline else deliver_imported(store, one.directory)
-            imported.append({"key": one.item.key, "name": one.item.name, "outcome": one.outcome, "run_id": run_id})
-            if not self.place.json:
-                print(for_terminal(f"{one.item.name}: {one.outcome}") + (f" → run {run_id}" if run_id else ""))
-        if not self.place.offline:
-            store.show()
+        imported = deliver_imported(store, import_bundle(store, self.directory), self.place)
         if self.place.json:
             print_json("import", [], imported=imported)
 
 
-def deliver_imported(store: LineageStore, directory: Path) -> str | None:
+def deliver_imported(
+    store: LineageStore, imported: Iterable[Imported], place: StoreOptions
+) -> list[dict[str, str | None]]:
+    """Deliver imported runs unless offline, print each outcome, and return the outcomes as JSON fields."""
+    outcomes = []
+    for one in imported:
+        run_id = None if place.offline else _deliver(store, one.directory)
+        outcomes.append({"key": one.item.key, "name": one.item.name, "outcome": one.outcome, "run_id": run_id})
+        if not place.json:
+            print(for_terminal(f"{one.item.name}: {one.outcome}") + (f" → run {run_id}" if run_id else ""))
+    if not place.offline:
+        store.show()
+    return outcomes
+
+
+def _deliver(store: LineageStore, directory: Path) -> str | None:
     """Deliver an imported run and return its run ID.
 
     If the server is unreachable, or has the run with other contents, warn and return None.
