@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from harness.config.own_loop import OWN_LOOP
 from harness.lineage.nodes.local_files import DETERMINANTS, json_bytes
 from harness.lineage.nodes.record import CHECKPOINT, LineageRecord
 
@@ -44,7 +43,7 @@ def mlmodel(
 
     # Phase: images and logits. A run of a user's own loop records no network.
     spec = determinants.get("spec")
-    if isinstance(spec, Mapping) and determinants.get("made_by") != OWN_LOOP:
+    if isinstance(spec, Mapping):
         channels, size, classes = (int(spec[name]) for name in ("channels", "image_size", "num_classes"))
         found["signature"] = {
             "inputs": _tensor([-1, channels, size, size]),

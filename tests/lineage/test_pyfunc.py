@@ -66,6 +66,8 @@ def check_predictions(uri: str, expected: np.ndarray) -> None:
         model = mlflow.pyfunc.load_model(uri)
     logits = model.predict(IMAGES)
     assert logits.dtype == np.float32 and np.array_equal(logits, expected), uri
+    flipped = IMAGES[:, :, ::-1]  # with a negative stride
+    assert np.array_equal(model.predict(flipped), model.predict(np.ascontiguousarray(flipped))), uri
     assert "float32" in str(model.metadata.signature.inputs) and "(-1, 10)" in str(model.metadata.signature.outputs)
 
 
