@@ -30,11 +30,16 @@ ROUNDING += [0.77, 0.78, 0.79, 0.8, 0.81, 0.89, 0.9, 0.91, 0.92, 0.93]
 """The hundredths for which floating point keeps a weight too few of some numbers."""
 
 
-class Layer:
+class Layer(torch.Tensor):
     """Stands for a mask's tensor with `live` kept weights, of which only the numbers are asked."""
 
-    def __init__(self, live: int) -> None:
-        self.live = live
+    live: int
+
+    @classmethod
+    def of(cls, live: int) -> Layer:
+        layer = torch.empty(0, dtype=torch.bool).as_subclass(cls)
+        layer.live = live
+        return layer
 
     def sum(self) -> int:
         return self.live
@@ -43,7 +48,7 @@ class Layer:
 
 
 def num_kept(live: int, fraction: float, rule: str = "exact") -> int:
-    return PruningSchedule(fraction, count_rule=rule).counts(1, Mask({"w": Layer(live)}))[""]
+    return PruningSchedule(fraction, count_rule=rule).counts(1, Mask({"w": Layer.of(live)}))[""]
 
 
 @pytest.mark.parametrize("fraction", FRACTIONS)
@@ -65,7 +70,7 @@ def test_a_search_uses_the_exact_counts():
 @pytest.mark.parametrize("density", HUNDREDTHS)
 def test_densities_give_a_nearest_count(density):
     for numel in range(1, 500):
-        (count,) = PruningSchedule(0.2, (density,)).counts(1, Mask({"w": Layer(numel)})).values()
+        (count,) = PruningSchedule(0.2, (density,)).counts(1, Mask({"w": Layer.of(numel)})).values()
         assert abs(count - Fraction(str(density)) * numel) <= Fraction(1, 2)
 
 
