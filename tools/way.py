@@ -12,7 +12,6 @@ from collections import Counter
 from pathlib import Path
 from subprocess import check_output
 
-import networkx as nx
 import tyro
 
 FLAGS = {"scores", "rewinds_to_k", "same_noise", "needs_origin", "sees_alpha", "ranking", "training"}
@@ -60,6 +59,8 @@ def read(tree: Path) -> dict[str, list[str]]:
         Lines outside of harness/pruning that read a flag of a method, files directly in harness/, duplicate class
         names, and the longest import path between subpackages.
     """
+    import networkx as nx  # 285 modules, which `--help` must not load
+
     # Phase: parse all sources
     edges, classes, asked = set[tuple[str, str]](), Counter[str](), list[str]()
     for path in (path for top in ("harness", "recipes", "tools") for path in (tree / top).rglob("*.py")):
