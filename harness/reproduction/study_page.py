@@ -314,10 +314,16 @@ def _provenance(results: StudyResults) -> str:
     runs = [run for chain in chains for run in chain.runs]
     hours = sum(run.finished_ms - run.started_ms for run in {run.key: run for run in runs}.values()) / 3_600_000
     commits = sorted({run.commit[:12] + run.commit[40:] for run in runs})
+    hardware = f"Hardware: {'; '.join(sorted({chain.hardware for chain in chains}))}."
+    if results.across_machines:
+        hardware += (
+            " The two sides of these hypotheses were made on machines that are recorded differently: "
+            f"{'; '.join(results.across_machines)}. They share seeds, but equal steps may differ in their last bits."
+        )
     lines = [
         f"{len(runs)} runs in {len(chains)} chains, {hours:.1f} hours of wall time. `runs/` holds the record of each "
         "run, with one bit for each test image. Every chain was verified before it was recorded.",
-        f"Hardware: {'; '.join(sorted({chain.hardware for chain in chains}))}. Code: {', '.join(commits)}.",
+        f"{hardware} Code: {', '.join(commits)}.",
         f"Command: `tickets reproduce --study {results.study.name}`. It runs missing trials and rewrites "
         "this page. With `--again CHAIN --runs mine --offline` it repeats one recorded chain, a file of `runs/`, and "
         "prints each new number beside the recorded one.",

@@ -94,6 +94,7 @@ class ChainRecords:
     code: Mapping[str, str]
     """Commit and versions at the end of the chain."""
     hardware: str
+    """Each machine that made a run. Records of earlier versions lack the CPU's instruction set."""
     verified: tuple[str, ...]
     """Output of `verify` before the file was written."""
     runs: tuple[RunLine, ...] = field(repr=False)
@@ -275,14 +276,14 @@ def record_chain(experiment: Experiment, study: Study, made: MadeChain, results:
 
     # Phase: write.
     lines = [_line(store, name, record) for name, record in records.items()]
-    first = next(iter(records.values()))
+    machines = dict.fromkeys(hardware_of(record) for record in records.values())
     kept = ChainRecords(
         study.name,
         study.sha256,
         made.name,
         study.plan.subject,
         experiment.archive.environment_check.code,
-        hardware_of(first),
+        "; ".join(machines),
         _in_words(found),
         tuple(lines),
     )

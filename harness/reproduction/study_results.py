@@ -208,6 +208,20 @@ class StudyResults:
         return Contrast.of([b.metrics["test_error_percent"] - a.metrics["test_error_percent"] for a, b in pairs])
 
     @cached_property
+    def across_machines(self) -> list[str]:
+        """Hypotheses whose two sides were made on other machines, by the hardware that their chains record."""
+        hardware = {run.name: chain.hardware for chain in reversed(self.all_chains) for run in chain.runs}
+        return [
+            one.name
+            for one in self.study.hypotheses
+            if any(
+                len({hardware[self._name(one, side, epochs, trial)] for side in ("first", "second")}) > 1
+                for epochs in one.epochs
+                for trial in self.trials
+            )
+        ]
+
+    @cached_property
     def judged(self) -> list[JudgedHypothesis]:
         """Every hypothesis at each of its lengths, as one family of tests."""
         # Phase: contrasts, without verdicts until all trials are finished.

@@ -18,6 +18,7 @@ from harness.lineage.tracking.description import (
     Relative,
     describe,
     describe_search,
+    hardware_of,
     precision_of,
     with_children,
 )
@@ -159,3 +160,21 @@ def test_an_odd_run_id_is_no_link(run_id: str | None) -> None:
 def test_a_runs_precision_in_words(config: dict[str, object], words: str) -> None:
     record = LineageRecord(key="0" * 64, kind="level", name="L00", parents=(), config=config, tags={})
     assert precision_of(record) == words
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "words"),
+    [
+        ("cpu AVX2", [], "AMD EPYC, AVX2, 2 cores, 23.5 GiB"),
+        ("cpu AVX512", [], "AMD EPYC, AVX512, 2 cores, 23.5 GiB"),
+        (None, [], "AMD EPYC, 2 cores, 23.5 GiB"),  # a record of an early version
+        ("NVIDIA H100", ["NVIDIA H100"] * 2, "AMD EPYC, 2 cores, 23.5 GiB, 2 × NVIDIA H100"),
+    ],
+)
+def test_hardware_in_words_has_the_instruction_set_of_a_cpu_run(
+    device: str | None, gpus: list[str], words: str
+) -> None:
+    config = {"hardware": {"cpu": "AMD EPYC", "cores": 2, "memory_gib": 23.5, "gpus": gpus}}
+    config |= {} if device is None else {"launch": {"device": device}}
+    record = LineageRecord(key="0" * 64, kind="level", name="L00", parents=(), config=config, tags={})
+    assert hardware_of(record) == words

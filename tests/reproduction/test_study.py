@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from harness.experiment.experiment import Experiment
 from harness.lineage.nodes.local_files import LocalNodes
@@ -147,6 +148,7 @@ def test_records_hold_what_the_runs_measured(tiny, tmp_path, chain):
     found = finished_chains(study, tmp_path)[chain]
     assert found == ChainRecords.load(path) and found.plan_sha256 == study.sha256
     assert "no problem found" in found.verified[0]
+    assert f", {torch.backends.cpu.get_cpu_capability()}, " in found.hardware
     runs = {run.name: run for run in found.runs}
     assert {*wanted_names(study.plan, chain)} <= runs.keys()
     for run in found.runs:

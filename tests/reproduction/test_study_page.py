@@ -226,6 +226,20 @@ def test_a_study_reuses_the_runs_of_a_related_study(tmp_path):
     }
 
 
+def test_the_page_says_which_pairs_were_made_on_two_machines(tmp_path):
+    depth, alpha = study_named("depth"), study_named("alpha")
+    records(depth, tmp_path)
+    records(alpha, tmp_path)
+    assert read(alpha, tmp_path).across_machines == []
+    assert "machines that are recorded differently" not in page(read(alpha, tmp_path), "")
+    for path in directory_of("alpha", tmp_path).glob("aws-alpha_zero-*.json"):  # one method, on another CPU
+        replace(ChainRecords.load(path), hardware="a machine, AVX2").save(path)
+    told = page(read(alpha, tmp_path), "")
+    assert "Hardware: a machine; a machine, AVX2. The two sides of these hypotheses" in told
+    assert "differently: interpolation; α=0 against LRR; tickets, α=0. They share seeds" in told
+    assert read(depth, tmp_path).across_machines == []
+
+
 def test_departures_from_the_plan_are_listed(tmp_path):
     depth = study_named("depth")
     records(depth, tmp_path)

@@ -160,12 +160,18 @@ def command_of(record: LineageRecord) -> str:
 
 
 def hardware_of(record: LineageRecord) -> str:
-    """Return the machine in one line, e.g. 'AMD EPYC, 2 cores, 24 GiB, 1 × NVIDIA H100'."""
-    found = record.config.get("hardware")
+    """Return the machine in one line, e.g. 'AMD EPYC, AVX2, 2 cores, 24 GiB, 1 × NVIDIA H100'.
+
+    The instruction set is given for a run on the CPU, where it decides the bits.
+    """
+    found, launch = record.config.get("hardware"), record.config.get("launch")
     if not isinstance(found, dict):
         return ""
     gpus = [str(name) for name in found.get("gpus", [])]
-    words = [str(found.get("cpu", "?")), f"{found.get('cores', '?')} cores", f"{found.get('memory_gib', '?')} GiB"]
+    device = str(launch.get("device", "")) if isinstance(launch, dict) else ""
+    instructions = [device.removeprefix("cpu ")] if device.startswith("cpu ") else []
+    words = [str(found.get("cpu", "?")), *instructions]
+    words += [f"{found.get('cores', '?')} cores", f"{found.get('memory_gib', '?')} GiB"]
     return ", ".join([*words, *(f"{gpus.count(name)} × {name}" for name in dict.fromkeys(gpus))])
 
 
