@@ -49,6 +49,22 @@ def test_milestones_are_whole_quarters():
     assert [schedule.lr_factor(epoch) for epoch in (14, 15, 20, 21)] == pytest.approx([1, 0.1, 0.1, 0.01])
 
 
+@pytest.mark.parametrize(
+    ("given", "epochs", "moved"),
+    [
+        ((80, 120), 320, (160, 240)),
+        ((80, 120), 20, (10, 15)),
+        ((80, 120), 1, (1, 1)),  # never 0, which would start at a reduced rate
+        ((80, 120), 160, (80, 120)),
+        (None, 20, None),  # the default follows the length by itself
+    ],
+)
+def test_milestones_move_with_the_length(given, epochs, moved):
+    assert Schedule(160, "step", given).of_length(epochs) == Schedule(epochs, "step", moved)
+    assert Schedule(160, "cosine").of_length(epochs) == Schedule(epochs, "cosine")
+    assert Schedule(0, "constant").of_length(epochs) == Schedule(epochs, "constant")
+
+
 @pytest.mark.parametrize("epochs", [1, 2, 3])
 def test_no_training_starts_at_a_reduced_learning_rate(epochs):
     assert Schedule(epochs, "step").lr_factor(0) == 1

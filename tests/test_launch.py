@@ -5,11 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 import harness.cli.launch
-from harness.config import TicketConfig
+from harness.cli import resolve
+from harness.config import Schedule, TicketConfig
+from harness.config.search import to_json
 from recipes.presets.small import digits
 
 SCRIPT = """
@@ -53,3 +57,13 @@ def test_the_stuck_limit_reaches_the_world(monkeypatch, config):
     launch = harness.cli.launch.launch_ticket if isinstance(config, TicketConfig) else harness.cli.launch.launch
     with pytest.raises(Reached, match=r"3\.5"), launch(config):
         pass
+
+
+def test_another_length_moves_the_recorded_milestones(monkeypatch: pytest.MonkeyPatch):
+    recorded = {"search": to_json(replace(digits(), final=Schedule(160, "step", (80, 120))))}
+    record = SimpleNamespace(kind="level", key="0" * 64, name="L00", config=recorded)
+    monkeypatch.setattr(resolve, "resolve_record", lambda *_: record)
+    alone: Any = SimpleNamespace(share_text=lambda text: text, on_main=lambda read: read())
+    for epochs, final in ((20, Schedule(20, "step", (10, 15))), (None, Schedule(160, "step", (80, 120)))):
+        _, settings, _ = resolve.resolve_ticket(alone, Any, TicketConfig("0", epochs=epochs), ("level",))
+        assert settings.final == final

@@ -17,7 +17,7 @@ from harness.common.foreign import holds_network, split_key
 from harness.common.optional import is_installed
 from harness.common.program import command
 from harness.common.trusted import remember
-from harness.config import ModelConfig, Schedule, SearchConfig, TicketConfig, search_from_json
+from harness.config import ModelConfig, SearchConfig, TicketConfig, search_from_json
 from harness.config.own_loop import OWN_LOOP
 from harness.distributed.world import World
 from harness.experiment.experiment import Experiment, Initialisation
@@ -174,7 +174,7 @@ def resolve_ticket(
         data = replace(data, loader=config.loader)
     elif data.loader == "ffcv" and not is_installed("ffcv"):
         data = replace(data, loader="auto")  # any loader gives the recorded batches
-    final = search.final if config.epochs is None else Schedule(config.epochs, search.final.lr_schedule)
+    final = search.final if config.epochs is None else search.final.of_length(config.epochs)
     settings = replace(
         search,
         data=data,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from math import cos, inf, isfinite, pi
 from pathlib import Path, PurePath
@@ -231,6 +231,17 @@ class Schedule:
         own = {"epochs": self.epochs, "lr_schedule": self.lr_schedule}
         given = self.lr_milestones_epochs
         return own if given is None else own | {"lr_milestones_epochs": list(given)}
+
+    def of_length(self, epochs: int) -> Schedule:
+        """Return this schedule with another length. Given milestones move in proportion, rounded.
+
+        >>> Schedule(160, "step", (80, 120)).of_length(20).lr_milestones_epochs
+        (10, 15)
+        """
+        given = self.lr_milestones_epochs
+        # A milestone of 0 is refused, and would start the training with a reduced rate.
+        moved = None if given is None else tuple(max(1, round(one * epochs / max(1, self.epochs))) for one in given)
+        return replace(self, epochs=epochs, lr_milestones_epochs=moved)
 
     def lr_factor(self, epoch: int) -> float:
         """Return the factor on the learning rate in `epoch` (0-based)."""

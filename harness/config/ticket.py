@@ -54,7 +54,7 @@ class TicketConfig:
     """trained: signs of θ_T after training under m_T. pruned: sign₀(θ_{T−1} ⊙ m_T), right after pruning, as Algorithm 1
     prints it."""
     epochs: int | None = None
-    """Number of epochs. Default: as recorded with the ticket's search."""
+    """Number of epochs. Default: as recorded with the ticket's search. Recorded milestones move in proportion."""
     unpruned_signs: UnprunedSigns = "both"
     """Parameters outside the mask whose signs are also transferred. Default: both, as in the authors' scripts."""
     data: str | None = None

@@ -136,7 +136,7 @@ def _groups_by_signature(
 def _wanted_settings(plan: FigurePlan, config: SearchConfig, kind: str) -> list[SearchConfig]:
     """Return `config` with every length of final trainings, or with every α of a method's levels."""
     if kind == _TRAINING:
-        return [replace(config, final=replace(config.final, epochs=epochs)) for epochs in plan.lengths]
+        return [replace(config, final=config.final.of_length(epochs)) for epochs in plan.lengths]
     # Any level will do: settings that depend on it are not part of the tag.
     return [plan.search_config(curve, 0) for curve in plan.figure.curves if curve.method == kind]
 

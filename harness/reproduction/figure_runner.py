@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 from harness.config import ComparisonConfig, Kind
@@ -105,7 +105,7 @@ class FigureRunner:
             dense = training.curve is None
             using = self.used_on if dense else self._of(self.used_on, training)
             if training.epochs is not None:
-                using = using.using(final=replace(using.config.final, epochs=training.epochs))
+                using = using.using(final=using.config.final.of_length(training.epochs))
             ticket = None if dense else self.ticket(training)
             node = final_training(using, self._trial(training), ticket)
         self._trained[training] = node

@@ -61,7 +61,7 @@ class ChangedSettings:
         # Phase: apply them to the settings of searches and of final trainings on another data set.
         def changed(config: SearchConfig) -> SearchConfig:
             optim = replace(config.optim, **{name: given[name] for name in optim_names if name in given})
-            final = replace(config.final, epochs=given.get("final_epochs", config.final.epochs))
+            final = config.final.of_length(given.get("final_epochs", config.final.epochs))
             rest = {name: value for name, value in given.items() if name not in (*optim_names, "final_epochs")}
             return replace(config, optim=optim, final=final, **rest)
 

@@ -89,7 +89,7 @@ def smoke(figure: Figure, dataset: str, network: str) -> Scale:
             level_epochs=1,
             num_levels=2,
             densities=tuple(map(usual.density, ends)),
-            final=replace(own.final, epochs=2),
+            final=own.final.of_length(2),
             global_batch_size=own.global_batch_size if own.data.name in SMALL else SMOKE_BATCH,
             gem_miner=GemMinerConfig(score_epochs=2, freeze_every_epochs=1, finetune=Schedule(1, "constant")),
         )
