@@ -6,7 +6,7 @@ which colour-blind readers can tell apart. The markers keep kinds apart in grey.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
@@ -211,7 +211,11 @@ def alpha_axis(axes: Axes, ends: tuple[str, str], width: int) -> None:
 
 @contextmanager
 def new_figure(
-    size_inches: tuple[float, float], rows: int = 1, columns: int = 1, heights: Sequence[float] = ()
+    size_inches: tuple[float, float],
+    rows: int = 1,
+    columns: int = 1,
+    heights: Sequence[float] = (),
+    wide: Collection[int] = (),
 ) -> Iterator[tuple[Figure, list[Axes]]]:
     """Open a figure with a grid of axes, row by row.
 
@@ -222,6 +226,7 @@ def new_figure(
         rows: Rows of the grid.
         columns: Columns of the grid.
         heights: Relative heights of the rows, by default equal.
+        wide: Rows with a single panel, as wide as the figure.
     """
     # Phase: load matplotlib, and fix the style for equal SVG files.
     require("matplotlib", "a plot")
@@ -233,7 +238,8 @@ def new_figure(
         # Phase: draw the grid of axes.
         figure = Figure(figsize=size_inches, layout="constrained")
         grid = figure.add_gridspec(rows, columns, height_ratios=heights or None)
-        all_axes = [figure.add_subplot(grid[row, column]) for row in range(rows) for column in range(columns)]
+        places = [grid[row, one] for row in range(rows) for one in ([slice(None)] if row in wide else range(columns))]
+        all_axes = [figure.add_subplot(place) for place in places]
         for axes in all_axes:
             axes.grid(axis="y", color="#dddddd", linewidth=0.6)
             axes.spines[["top", "right"]].set_visible(False)

@@ -119,7 +119,7 @@ class LinePanel:
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference of test accuracy in percentage points, with its 95 % interval."""
+    """A difference of test accuracy or of barriers, percentage points, with its 95 % interval."""
 
     label: str
     epochs: int
@@ -299,28 +299,38 @@ def plot_study(
     *,
     title: str,
     margin: float,
+    barriers: Sequence[Interval] = (),
 ) -> list[Path]:
-    """Draw accuracy and its differences, one column for each length; return both files.
+    """Draw the error over the epochs, accuracy and its differences for each length, and barriers; return both files.
 
-    Above, a dot plot of all kinds and of the dense network. Below, each difference with its 95 % interval and a grey
-    band of ± margin. A filled dot is a shown hypothesis. A hollow dot is not shown or not judged.
+    On top, mean test errors over the final epochs, so that speed and end are told apart. Then one column for each
+    length: a dot plot of all kinds and of the dense network, and each difference with its 95 % interval and a grey band
+    of ± margin. At the bottom, differences of barriers. A filled dot is a shown hypothesis, a hollow one is not shown
+    or not judged.
 
     Args:
         series: The kinds; all have the same lengths.
         dense_percent: Epochs → accuracy of each trial of the dense network. Other lengths than those of the kinds
             become rows of the last column.
-        intervals: The differences; none leaves the lower part out.
+        intervals: The differences of accuracy; none leaves their part out.
         stem: Path of the files without .png and .svg.
         title: Above the plot.
         margin: Percentage points within which two kinds are about equal.
+        barriers: The differences of barriers, each with its own label; none leaves their part out.
     """
+    # Phase: the parts that are there, and their heights.
     lengths = sorted({epochs for one in series for epochs in one.accuracy_percent} or dense_percent)
     further = sorted(set(dense_percent) - set(lengths))
     labels = list(dict.fromkeys(one.label for one in intervals))
-    heights = [1.1 + 0.36 * (1 + len(series) + len(further)), *([0.9 + 0.5 * len(labels)] if labels else [])]
+    heights = [4.0, 1.1 + 0.36 * (1 + len(series) + len(further))]
+    heights += [0.9 + 0.5 * len(labels)] if labels else []
+    heights += [0.9 + 0.5 * len(barriers)] if barriers else []
+    wide = {0, len(heights) - 1} if barriers else {0}
     size_inches = (10.0, sum(heights) + 0.9)
-    with new_figure(size_inches, len(heights), len(lengths), heights) as (figure, all_axes):
+    with new_figure(size_inches, len(heights), len(lengths), heights, wide) as (figure, (over_epochs, *all_axes)):
         figure.suptitle(wrapped(title, 110), x=0.01, ha="left", fontsize=11)
+        _draw_over_epochs(over_epochs, series, dense_percent)
+
         # Phase: accuracy, kinds in rows.
         for axes, epochs in zip(all_axes, lengths, strict=False):
             set_title(axes, f"{epochs} final epochs")
@@ -329,14 +339,54 @@ def plot_study(
             draw_rows(axes, [*rows, *blank], dense_percent=dense_percent.get(epochs, ()))
 
         # Phase: differences, hypotheses in rows.
+        if barriers:
+            axes = all_axes.pop()
+            _draw_intervals(axes, [one.label for one in barriers], barriers)
+            axes.set_xlabel("difference of barriers above the line, or of errors with ψ_init (points)")
         for axes, epochs in zip(all_axes[len(lengths) :], lengths, strict=False):
             _draw_intervals(axes, labels, [one for one in intervals if one.epochs == epochs], margin)
+            axes.set_xlabel("difference of test accuracy (points)")
 
         # Phase: columns share the names of their rows, except for dense networks of the last one alone.
         for place, axes in enumerate(all_axes):
             if place % len(lengths) and not (further and place == len(lengths) - 1):
                 axes.tick_params(left=False, labelleft=False)
         return save(figure, stem)
+
+
+def _draw_over_epochs(axes: Axes, series: Sequence[EpochSeries], dense_percent: Mapping[int, Sequence[float]]) -> None:
+    """Draw mean test errors over the final epochs, with every trial, both axes logarithmic."""
+    from matplotlib.ticker import NullLocator
+
+    looks = Looks(series)
+    lines = [
+        ("dense", dense_percent, DENSE_LOOK),
+        *((one.label, one.accuracy_percent, looks.of(one)) for one in series),
+    ]
+    lengths = sorted({epochs for _, found, _ in lines for epochs, trials in found.items() if trials})
+    errors = [100 - value for _, found, _ in lines for trials in found.values() for value in trials]
+    least = min((error for error in errors if error > 0), default=1.0)
+
+    # Lines side by side at each length. A trial without errors lies on the lower edge.
+    for index, (label, found, look) in enumerate(lines):
+        aside = 1.012 ** (index - (len(lines) - 1) / 2)
+        there = [epochs for epochs in lengths if found.get(epochs)]
+        means = [max(100 - Summary.of(found[epochs]).mean, least / 2) for epochs in there]
+        axes.plot([epochs * aside for epochs in there], means, markersize=6, label=label, **look)
+        for epochs in there:
+            trials = [max(100 - value, least / 2) for value in found[epochs]]
+            axes.plot([epochs * aside] * len(trials), trials, color=look["color"], **TRIAL_DOTS)
+
+    # Axes.
+    set_title(axes, "Speed and end: mean test error over the final epochs, and each trial (both axes logarithmic)", 110)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xticks(lengths, [str(epochs) for epochs in lengths])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("final epochs")
+    axes.set_ylabel(ERROR)
+    axes.legend(loc="best", ncols=2, fontsize=9)
 
 
 def _rows_of_study(
@@ -349,10 +399,11 @@ def _rows_of_study(
     return rows + [DotRow(f"dense, {length} epochs", dense_percent[length], DENSE_LOOK) for length in further]
 
 
-def _draw_intervals(axes: Axes, labels: Sequence[str], intervals: Sequence[Interval], margin: float) -> None:
+def _draw_intervals(axes: Axes, labels: Sequence[str], intervals: Sequence[Interval], margin: float = 0) -> None:
     """Draw one row for each label, with the differences of one length."""
     # Reference: no difference, and the margin of "about equal".
-    axes.axvspan(-margin, margin, color=GREY, alpha=0.12, linewidth=0)
+    if margin:
+        axes.axvspan(-margin, margin, color=GREY, alpha=0.12, linewidth=0)
     axes.axvline(0, color=GREY, linewidth=0.8)
 
     # Rows: a filled dot for a shown hypothesis, else a hollow one.
@@ -367,7 +418,6 @@ def _draw_intervals(axes: Axes, labels: Sequence[str], intervals: Sequence[Inter
     # Axes.
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.5, -0.5)
-    axes.set_xlabel("difference of test accuracy (points)")
     axes.grid(visible=False, axis="y")
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
 

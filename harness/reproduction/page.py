@@ -12,11 +12,12 @@ from harness.analysis.drawing import is_clipped
 from harness.analysis.statistics import family_in_words, p_text
 from harness.analysis.summary import Summary
 from harness.config import SearchConfig
+from harness.lineage.nodes.record import BEFORE_TRAINING
 from harness.pruning import METHODS
 from harness.reproduction.figure import PAPER, Figure
 from harness.reproduction.figure_plan import FigurePlan, Scale
 from harness.reproduction.paper import Printed, prints_numbers
-from harness.reproduction.results import BEFORE_TRAINING, QUESTIONS, Judged, Point, Results
+from harness.reproduction.results import QUESTIONS, Judged, Point, Results
 from harness.reproduction.study_results import GAIN_POINTS
 
 RUNS = "## Runs"

@@ -16,6 +16,7 @@ from harness.analysis.plots import LinePanel, LineSeries, Series
 from harness.analysis.statistics import Claim, Contrast, Verdict, judge
 from harness.analysis.summary import Summary, epsilon_from_dense
 from harness.lineage.nodes.graph import RunSummary
+from harness.lineage.nodes.record import BEFORE_TRAINING
 from harness.models import width_of
 from harness.pruning import METHODS
 from harness.reproduction.figure import Curve, FigureClaim
@@ -28,7 +29,6 @@ QUESTIONS = {
     "norm_init": "ticket and its copy with ψ_init",
     "signed_init": "ticket and abs(θ_init) ⊙ s",
 }
-BEFORE_TRAINING = ("norm_init", "signed_init")
 """Questions about a ticket and its copy, before any final training."""
 _ENDS = {
     "stability": ("second run, noise u'", "first run, noise u"),

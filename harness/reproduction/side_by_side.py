@@ -11,8 +11,9 @@ from harness.analysis.summary import Summary
 from harness.common.escape import one_line
 from harness.common.files import read_json
 from harness.common.program import command
+from harness.lineage.nodes.record import BEFORE_TRAINING
 from harness.reproduction.page import interval_text, signed
-from harness.reproduction.results import BEFORE_TRAINING, QUESTIONS
+from harness.reproduction.results import QUESTIONS
 
 Numbers = Mapping[str, Any]
 """A page's results.json."""

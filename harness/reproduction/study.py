@@ -128,6 +128,9 @@ def _study(
     scale = scales[regime["scale"]](figure, regime["dataset"], regime["network"])
     if usual != scale.finals.final.epochs:
         raise ValueError(f"final_epochs begin with {usual}, but the scale has {scale.finals.final.epochs}")
+    if not further or not set(further) <= {2 * usual, 5 * usual}:
+        lengths = f"{usual} and {5 * usual} (or {2 * usual})"
+        raise ValueError(f"final_epochs are {regime['final_epochs']}; give {lengths}, to tell speed from the end")
     scale = replace(
         scale,
         levels=(regime["level"],),

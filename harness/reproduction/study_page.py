@@ -88,13 +88,13 @@ def _status(results: StudyResults) -> str:
     lines = []
     longest = results.study.final_epochs[-1]
     done, planned = len(results.trials), len(results.study.plan.trials)
-    if not results.is_complete:
-        lines.append(
-            f"**{done} of {planned} trials are finished. The numbers are provisional. No hypothesis is judged.**"
-        )
     if results.is_untrained(longest):
         lines.append(
             f"**The dense network is not trained to the end after {longest} epochs. No claim is made against it.**"
+        )
+    if not results.is_complete:
+        lines.append(
+            f"**{done} of {planned} trials are finished. The numbers are provisional. No hypothesis is judged.**"
         )
     return "\n\n".join(lines)
 
@@ -140,14 +140,17 @@ def _precision(config: SearchConfig) -> str:
 def _caption(results: StudyResults) -> str:
     """Return the sentences that explain the plot."""
     lines = [
-        "Above: test accuracy, mean ± sd. Small dots are single trials. Colour and marker stand for the kind, filling "
-        "for the method. The dotted line and the grey band repeat the dense network."
+        "On top: mean test error by length of the final trainings. Where a line still falls, the shorter length shows "
+        "speed. Below: test accuracy at each length, mean ± sd. Small dots are single trials. Colour and marker stand "
+        "for the kind, filling for the method. The dotted line and the grey band repeat the dense network."
     ]
     if any(one.hypothesis.of == "accuracy" for one in results.judged):
         lines.append(
-            f"Below: differences with their 95 % intervals. The grey band is ± {results.study.margin_points:g} point. "
-            "The columns have different scales."
+            "Then: differences of accuracy with their 95 % intervals. The grey band is "
+            f"± {results.study.margin_points:g} point. The columns have different scales."
         )
+    if any(one.hypothesis.of != "accuracy" for one in results.judged):
+        lines.append("At the bottom: differences of barriers, or of errors with ψ_init.")
     if results.is_complete:
         lines.append("Filled dots are hypotheses that are shown.")
     lengths = [(curve, epochs) for curve in curves_of(results) for epochs in results.study.final_epochs]
@@ -165,11 +168,12 @@ def _trained(results: StudyResults) -> str:
         found = Summary.of(results.accuracies(None, epochs))
         verdict = "" if gain is None else "no: speed only" if results.is_untrained(epochs) else "yes"
         rows.append([str(epochs), _mean(found), "" if gain is None else signed(gain), verdict])
-    table = markdown(["epochs", "dense accuracy %", "gain at the next length", "trained to the end"], rows)
+    table = markdown(["epochs", "dense accuracy %", "largest gain of a longer training", "trained to the end"], rows)
     told = (
-        f"The dense network counts as untrained at a length if the next length gains more than {GAIN_POINTS:g} point. "
+        f"The dense network counts as untrained at a length if a longer one gains more than {GAIN_POINTS:g} point. "
         "Differences at such a length are about speed only. So are differences where a compared kind gains as much. "
-        "The longest length is the total cost of a ticket, search included."
+        f"The longest length is what a ticket costs in all, with its search and {results.study.final_epochs[-1]} final "
+        "epochs."
     )
     return f"{table}\n\n{told}"
 
@@ -247,7 +251,8 @@ def _family(results: StudyResults) -> str:
     told = [
         "Differences are in percentage points, paired by trial. The p-values are exact sign-flip tests over trials, "
         "with Holm's correction for all rows of this table. Intervals of accuracy are bootstrapped over trials and "
-        "test images. Intervals of barriers are bootstrapped over trials only."
+        "test images, and so are those of the error increase with ψ_init. Intervals of barriers are bootstrapped over "
+        "trials only, because a barrier is a maximum and has no value for one image."
     ]
     alone = [one for one in results.judged if one.hypothesis.of == "accuracy" and one.contrast.images is None]
     if alone:
@@ -257,55 +262,61 @@ def _family(results: StudyResults) -> str:
 
 
 def _barriers(results: StudyResults) -> list[str]:
-    """Return heading, table and explanation of the error barriers; empty if there is none."""
+    """Return headings, tables and explanations of the error barriers and of copies with ψ_init, as far as there are."""
     study, figure = results.study, results.study.plan.figure
+    parts = []
+
+    # Phase: two trainings.
     wanted: list[tuple[Measure, Curve, int]] = []
     for epochs in study.final_epochs:
         wanted += [("stability", curve, epochs) for curve in figure.stability]
         wanted += [("connectivity", curve, epochs) for curve in figure.connectivity]
-    wanted += [("norm_init", Curve(method, "level"), study.final_epochs[0]) for method in figure.initial_norm]
-    rows = [row for one in wanted if (row := _barrier_row(results, *one))]
-    if not rows:
-        return []
-    head = ["comparison", "trained from", "epochs", "above the line", "barrier", "floor"]
-    head += [f"within {FIXED_EPSILON:g} point", "within ε of retrain", "within ε of dense"]
-    told = (
-        "Percentage points of test error, mean ± sd over trials. Above the line: the largest excess over the straight "
-        "line between the two ends. Barrier: the paper's, the largest excess over the mean of the two ends. Floor: "
-        "half the difference of the two ends, which no barrier is below. For ψ_init the first column is the error of "
-        "the copy with ψ_init minus the error of the ticket. ε is the sd of the error over trials, of `retrain` or of "
-        "the dense network (the paper's choice). The dense ε needs a dense network that is trained to the end. The "
-        "last three columns count the trials whose barrier, or difference, is within the bound."
-    )
-    dense, longest = results.epsilon(None, study.final_epochs[-1]), study.final_epochs[-1]
-    if dense is not None and not results.is_untrained(longest):
-        told += f" The paper's ε is {dense:.2f} after {longest} epochs."
-    return ["## Error barriers", markdown(head, rows), told]
+    if rows := [row for one in wanted if (row := _barrier_row(results, *one))]:
+        head = ["comparison", "trained from", "epochs", "above the line", "barrier", "floor"]
+        head += [f"within {FIXED_EPSILON:g} point", "within ε of retrain", "within ε of dense"]
+        told = (
+            "Percentage points of test error, mean ± sd over trials. Above the line: the largest excess over the "
+            "straight line between the two ends. Barrier: the paper's, the largest excess over the mean of the two "
+            "ends. Floor: half the difference of the two ends, which no barrier is below. ε is the sd of the error "
+            "over trials, of `retrain` or of the dense network (the paper's choice). The dense ε needs a dense network "
+            "that is trained to the end. The last three columns count the trials whose barrier is within the bound."
+        )
+        dense, longest = results.epsilon(None, study.final_epochs[-1]), study.final_epochs[-1]
+        if dense is not None and not results.is_untrained(longest):
+            told += f" The paper's ε is {dense:.2f} after {longest} epochs."
+        parts += ["## Error barriers", markdown(head, rows), told]
+
+    # Phase: a ticket and its copy.
+    rows = []
+    for method in figure.initial_norm:
+        if found := results.barriers("norm_init", curve := Curve(method, "level"), study.final_epochs[0]):
+            points = [barrier_points(run, "norm_init") for run in found]
+            within = f"{sum(abs(point) <= FIXED_EPSILON for point in points)} of {len(points)}"
+            rows.append([str(curve), _mean(Summary.of(points)), within])
+    if rows:
+        head = ["ticket", "error increase with ψ_init", f"within {FIXED_EPSILON:g} point"]
+        told = (
+            "Before any final training: the test error of a copy of the ticket with ψ_init minus the error of the "
+            "ticket, percentage points, mean ± sd over trials. The paper's barrier is half of it, or more."
+        )
+        parts += ["## Tickets with initial norm parameters", markdown(head, rows), told]
+    return parts
 
 
 def _barrier_row(results: StudyResults, measure: Measure, curve: Curve, epochs: int) -> list[str]:
-    """Return the row of one comparison; empty if no trial has it."""
+    """Return the row of a comparison of two trainings; empty if no trial has it."""
     found = results.barriers(measure, curve, epochs)
     curves = [run.curve for run in found if run.curve is not None]
     if not curves:
         return []
-
-    # Bounds: tickets before any final training have no ε.
-    is_copy, longest = measure == "norm_init", results.study.final_epochs[-1]
-    bounds: list[float | None] = [None, None]
-    if not is_copy:
-        bounds[0] = results.epsilon(replace(curve, kind="retrain"), epochs)
-        if not results.is_untrained(epochs) and not results.is_untrained(longest):
-            bounds[1] = results.epsilon(None, epochs)
-
-    # Bounds apply to the paper's barrier, or to the difference itself for a copy with ψ_init.
-    points = [barrier_points(run, measure) for run in found]
-    bounded = [abs(point) for point in points] if is_copy else [one.barrier for one in curves]
+    bounds = [results.epsilon(replace(curve, kind="retrain"), epochs), None]
+    if not results.is_untrained(epochs) and not results.is_untrained(results.study.final_epochs[-1]):
+        bounds[1] = results.epsilon(None, epochs)
+    numbers = [[getattr(one, name) for one in curves] for name in ("barrier_above_line", "barrier", "floor")]
     return [
-        *(_MEASURES[measure], str(curve), "none" if is_copy else str(epochs), _mean(Summary.of(points))),
-        *(_mean(Summary.of([getattr(one, name) for one in curves])) for name in ("barrier", "floor")),
-        f"{sum(one <= FIXED_EPSILON for one in bounded)} of {len(curves)}",
-        *("" if most is None else f"{sum(one <= most for one in bounded)} ({most:.2f})" for most in bounds),
+        *(_MEASURES[measure], str(curve), str(epochs), *(_mean(Summary.of(one)) for one in numbers)),
+        f"{sum(one.barrier <= FIXED_EPSILON for one in curves)} of {len(curves)}",
+        *("" if most is None else f"{sum(one.connected(most) for one in curves)} ({most:.2f})" for most in bounds),
     ]
 
 
@@ -340,8 +351,9 @@ def _draw(results: StudyResults, stem: Path) -> list[Path]:
             series += [EpochSeries(curve.use, curve.finder, points)] if all(points.values()) else []
     dense = {epochs: results.accuracies(None, epochs) for epochs in results.dense_epochs}
     intervals = [_interval(results, one) for one in results.judged if one.hypothesis.of == "accuracy"]
+    barriers = [_interval(results, one) for one in results.judged if one.hypothesis.of != "accuracy"]
     title, margin = results.study.title, results.study.margin_points
-    return plot_study(series, dense, intervals, stem, title=title, margin=margin)
+    return plot_study(series, dense, intervals, stem, title=title, margin=margin, barriers=barriers)
 
 
 def _interval(results: StudyResults, one: JudgedHypothesis) -> Interval:
@@ -349,8 +361,10 @@ def _interval(results: StudyResults, one: JudgedHypothesis) -> Interval:
     said, verdict = one.hypothesis, one.verdict
     margin = results.study.margin_points if said.expects in ("equal", "not_worse") else None
     formula = in_symbols(said.expects, margin, _side(said, said.first), _side(said, said.second))
+    # Rows of accuracy stand in the column of their length; others name it, unless no final training is compared.
+    name = said.name if said.of in ("accuracy", "norm_init") else f"{said.name}, {one.epochs} epochs"
     # A space that no line breaks at keeps a kind and its method together.
-    whole = f"({said.name}) {formula}".replace(" (aws", "\u00a0(aws").replace(" (lrr", "\u00a0(lrr")
+    whole = f"({name}) {formula}".replace(" (aws", "\u00a0(aws").replace(" (lrr", "\u00a0(lrr")
     label = "\n".join(textwrap.wrap(whole, 30))
     word = "" if verdict is None else verdict.word
     speed = f"{word}, speed" if word and _scope(results, one) == "speed" else word

@@ -23,7 +23,7 @@ from harness.common.tensors import load_correct
 from harness.experiment.comparison import BARRIER
 from harness.experiment.experiment import Experiment
 from harness.lineage.nodes.local_files import LocalNodes
-from harness.lineage.nodes.record import CORRECT, LineageRecord
+from harness.lineage.nodes.record import BEFORE_TRAINING, CORRECT, LineageRecord
 from harness.lineage.proof import Findings, verify
 from harness.lineage.store import LineageStore
 from harness.lineage.tracking.description import hardware_of
@@ -315,19 +315,27 @@ def compare_again(store: LineageStore, recorded: ChainRecords, made: MadeChain) 
     rows = []
     for then in recorded.runs:
         now = repeated[then.name]
-        name = "barrier" if then.curve is not None else "test_error_percent"
         files = [one for one in then.files if one.endswith(".safetensors") or one == BARRIER]
         equal = [one for one in files if then.files[one] == now.files.get(one)]
         rows.append(
             {
                 "run": then.name,
-                "number": name.replace("_percent", ", %").replace("_", " "),
-                "recorded": f"{then.metrics[name]:.2f}",
-                "repeated": f"{now.metrics[name]:.2f}",
+                "number": _number(then)[0],
+                "recorded": f"{_number(then)[1]:.2f}",
+                "repeated": f"{_number(now)[1]:.2f}",
                 "files with equal bits": f"{len(equal)} of {len(files)}",
             }
         )
     return rows
+
+
+def _number(run: RunLine) -> tuple[str, float]:
+    """Return what a run measured: a test error, the error of a copy minus the ticket's, or a barrier."""
+    if run.curve is None:
+        return "test error, %", run.metrics["test_error_percent"]
+    if run.tags.get("question") in BEFORE_TRAINING:
+        return "copy − ticket", run.curve.error_difference
+    return "above the line", run.curve.barrier_above_line
 
 
 def _add(findings: Findings, more: Findings) -> None:

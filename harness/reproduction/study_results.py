@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import statistics
 import subprocess
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from harness.analysis.statistics import Claim, Contrast, Verdict, judge
+from harness.analysis.statistics import Claim, Contrast, Floats, Verdict, judge
 from harness.reproduction.figure import Curve
 from harness.reproduction.figure_plan import Pair, Training
-from harness.reproduction.study import Hypothesis, Study
-from harness.reproduction.study_records import ChainRecords, RunLine, finished_chains, wanted_names
+from harness.reproduction.study import Hypothesis, Measure, Study
+from harness.reproduction.study_records import ChainRecords, RunLine, directory_of, finished_chains, wanted_names
 
 GAIN_POINTS = 1.0
 """The dense network is untrained at a length if the next length gains more than this, percentage points."""
@@ -54,6 +54,8 @@ class StudyResults:
     committed_ms: int
     beside: tuple[StudyResults, ...] = ()
     """Further studies whose runs it also uses."""
+    unplanned: tuple[str, ...] = ()
+    """Records in its directory that are no chain of the plan."""
 
     def __post_init__(self) -> None:
         keys: dict[str, str] = {}
@@ -78,8 +80,14 @@ class StudyResults:
             scales = (study.plan.scale, other.plan.scale)
             if any(getattr(scales[0], field) != getattr(scales[1], field) for field in ("config", "levels", "lengths")):
                 raise ValueError(f"{study.path}: the study {name} beside it has another regime")
-            others.append(cls(other, finished_chains(other, results), *plan_commit(other.path)))
-        return cls(study, finished_chains(study, results), *plan_commit(study.path), tuple(others))
+            others.append(cls._alone(other, results))
+        return replace(cls._alone(study, results), beside=tuple(others))
+
+    @classmethod
+    def _alone(cls, study: Study, results: Path) -> StudyResults:
+        files = {path.stem for path in directory_of(study.name, results).glob("*.json")}
+        unplanned = tuple(sorted(files - study.plan.chains().keys()))
+        return cls(study, finished_chains(study, results), *plan_commit(study.path), unplanned=unplanned)
 
     @property
     def all_chains(self) -> list[ChainRecords]:
@@ -166,31 +174,29 @@ class StudyResults:
         return sorted(length or usual for length in self.study.plan.dense_lengths)
 
     def dense_gain(self, epochs: int) -> float | None:
-        """Return the gain of the dense network from this length to the next, points; None for the longest."""
-        later = [length for length in self.dense_epochs if length > epochs]
-        if not later or not self.trials:
-            return None
-        return statistics.fmean(self.accuracies(None, later[0])) - statistics.fmean(self.accuracies(None, epochs))
+        """Return the largest gain of the dense network at a longer length, points; None for the longest."""
+        return self._gain(None, epochs, self.dense_epochs)
+
+    def _gain(self, curve: Curve | None, epochs: int, lengths: Sequence[int]) -> float | None:
+        """Return the largest gain in mean accuracy at a longer length, points; None if there is none."""
+        now = self.accuracies(curve, epochs)
+        later = [found for length in lengths if length > epochs and (found := self.accuracies(curve, length))]
+        return max(map(statistics.fmean, later)) - statistics.fmean(now) if now and later else None
 
     def is_untrained(self, epochs: int) -> bool:
-        """Return whether the dense network is untrained at this length."""
+        """Return whether the dense network is untrained here: a longer training gains more than `GAIN_POINTS`."""
         gain = self.dense_gain(epochs)
         return gain is not None and gain > GAIN_POINTS + _TIE
 
     def is_of_speed(self, hypothesis: Hypothesis, epochs: int) -> bool:
         """Return whether a difference at this length is about speed only.
 
-        It is if the dense network is untrained there, or if either side gains more than `GAIN_POINTS` at the next
+        It is if the dense network is untrained there, or if either side gains more than `GAIN_POINTS` at a longer
         length.
         """
-        later = [length for length in self.study.final_epochs if length > epochs]
-        gains = [
-            statistics.fmean(after) - statistics.fmean(before)
-            for curve in (hypothesis.first, hypothesis.second)
-            if curve is not None and later
-            if (before := self.accuracies(curve, epochs)) and (after := self.accuracies(curve, later[0]))
-        ]
-        return self.is_untrained(epochs) or max(gains, default=0.0) > GAIN_POINTS + _TIE
+        curves = [curve for curve in (hypothesis.first, hypothesis.second) if curve is not None]
+        gains = [self._gain(curve, epochs, self.study.final_epochs) for curve in curves]
+        return self.is_untrained(epochs) or any(gain is not None and gain > GAIN_POINTS + _TIE for gain in gains)
 
     # ------------------------------------------------------------------ hypotheses
 
@@ -198,14 +204,12 @@ class StudyResults:
         """Return first − second of every finished trial: accuracy, or barrier points."""
         names = [[self._name(hypothesis, side, epochs, trial) for side in ("first", "second")] for trial in self.trials]
         pairs = [(self.runs[first], self.runs[second]) for first, second in names]
-        if hypothesis.of != "accuracy":
-            return Contrast.of([barrier_points(a, hypothesis.of) - barrier_points(b, hypothesis.of) for a, b in pairs])
-        right = [(a.right(), b.right()) for a, b in pairs]
-        if all(a is not None and b is not None for a, b in right):
-            return Contrast.of_images(
-                np.array([a.astype(float) - b for a, b in right if a is not None and b is not None])
-            )
-        return Contrast.of([b.metrics["test_error_percent"] - a.metrics["test_error_percent"] for a, b in pairs])
+        images = [(_by_image(a, hypothesis.of), _by_image(b, hypothesis.of)) for a, b in pairs]
+        if all(a is not None and b is not None for a, b in images):
+            return Contrast.of_images(np.array([a - b for a, b in images if a is not None and b is not None]))
+        if hypothesis.of == "accuracy":
+            return Contrast.of([b.metrics["test_error_percent"] - a.metrics["test_error_percent"] for a, b in pairs])
+        return Contrast.of([barrier_points(a, hypothesis.of) - barrier_points(b, hypothesis.of) for a, b in pairs])
 
     @cached_property
     def across_machines(self) -> list[str]:
@@ -235,20 +239,22 @@ class StudyResults:
                 JudgedHypothesis(*place, contrast, None, why) for place, contrast in zip(places, contrasts, strict=True)
             ]
 
-        # Phase: verdicts, except against an untrained dense network.
+        # Phase: verdicts, except against an untrained dense network. Such a row is no claim and counts as none.
+        untrained = self.is_untrained(self.study.final_epochs[-1])
+        claimed = [not (untrained and one.of == "accuracy" and None in (one.first, one.second)) for one, _ in places]
         margin = self.study.margin_points
         claims = [
             Claim(contrast, one.expects, margin if one.expects in ("equal", "not_worse") else None)
-            for (one, _), contrast in zip(places, contrasts, strict=True)
+            for (one, _), contrast, is_claim in zip(places, contrasts, claimed, strict=True)
+            if is_claim
         ]
-        found = []
-        for (one, epochs), contrast, verdict in zip(places, contrasts, judge(claims), strict=True):
-            with_dense = one.of == "accuracy" and None in (one.first, one.second)
-            if with_dense and self.is_untrained(self.study.final_epochs[-1]):
-                found.append(JudgedHypothesis(one, epochs, contrast, None, "the dense network is untrained"))
-            else:
-                found.append(JudgedHypothesis(one, epochs, contrast, verdict))
-        return found
+        verdicts = iter(judge(claims))
+        return [
+            JudgedHypothesis(*place, contrast, next(verdicts))
+            if is_claim
+            else JudgedHypothesis(*place, contrast, None, "the dense network is untrained")
+            for place, contrast, is_claim in zip(places, contrasts, claimed, strict=True)
+        ]
 
     # ------------------------------------------------------------------ departures
 
@@ -266,6 +272,8 @@ class StudyResults:
         changed = sorted(name for name, chain in own.items() if chain.plan_sha256 != self.study.sha256)
         if changed:
             found.append(f"Run under another version of the plan: {', '.join(changed)}.")
+        if self.unplanned:
+            found.append(f"Recorded, but not in the plan, and left out: {', '.join(self.unplanned)}.")
         early = sorted(
             name
             for name, chain in own.items()
@@ -314,6 +322,18 @@ def barrier_points(run: RunLine, measure: str) -> float:
     """
     assert run.curve is not None
     return run.curve.error_difference if measure == "norm_init" else run.curve.barrier_above_line
+
+
+def _by_image(run: RunLine, measure: Measure) -> Floats | None:
+    """Return what a hypothesis compares for each test image [N], in shares; None if it is not stored or not additive.
+
+    For accuracy it is whether the image is correct. For norm_init it is that of the ticket minus that of its copy. A
+    barrier is a maximum over points of the line, so it has no value for one image.
+    """
+    right = run.right()
+    if right is None or measure in ("stability", "connectivity"):
+        return None
+    return right.astype(float) if measure == "accuracy" else right[-1].astype(float) - right[0]
 
 
 def plan_commit(path: Path) -> tuple[str, int]:

@@ -13,7 +13,7 @@ import torch
 
 from harness.checkpoint import Checkpoint
 from harness.common.digest import sha256_json
-from harness.lineage.nodes.record import LineageRecord, Metric, Parent
+from harness.lineage.nodes.record import LineageRecord, Metric, Parent, shown_barrier
 from harness.masks import Mask, SignedMask
 from harness.runs.delivery_thread import DeliveryThread
 
@@ -111,11 +111,13 @@ def closing_line(record: LineageRecord, origin: str = "") -> str:
     shown = (
         ("test error {:.2f} %", "test_error_percent"),
         ("loss {:.3g}", "train_loss"),
-        ("barrier {:.2f} points", "barrier"),
     )
     seconds = round((record.finished_ms - record.started_ms) / 1000)
     took = f"{seconds} s" if seconds < 120 else str(timedelta(seconds=seconds))
     parts = [text.format(values[name]) for text, name in shown if name in values]
+    if (barrier := shown_barrier(record.tags, values)) is not None:
+        points, is_difference = barrier
+        parts.append(f"errors differ by {points:.2f} points" if is_difference else f"barrier {points:.2f} points")
     return "  ".join([record.name, *parts, origin or took, f"key {record.key[:12]}…"])
 
 

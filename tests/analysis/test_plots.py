@@ -220,22 +220,46 @@ def test_a_search_has_its_levels_above_and_its_final_trainings_below(tmp_path):
     assert [word for word in words if f"<!-- {word} -->" not in text] == []
 
 
-def test_a_study_has_a_column_for_each_length(figures: list[Figure], tmp_path: Path):
-    series = [EpochSeries("mask", "aws", {20: [70.0, 80.0], 100: [97.0, 98.0]})]
+def test_a_study_has_its_errors_over_the_epochs_and_a_column_for_each_length(figures: list[Figure], tmp_path: Path):
+    series = [EpochSeries("mask", "aws", {20: [70.0, 80.0], 100: [97.0, 100.0]})]
     dense = {20: [60.0], 100: [97.0], 176: [98.0]}
     shown = Interval("(b) mask > dense", 100, 2.0, (1.0, 3.0), True, "shown")
+    barrier = Interval("(f) mask > retrain", 100, 50.0, (40.0, 60.0), True, "shown")
     plot_study(
-        series, dense, [Interval("(b) mask > dense", 20, 15.0, None), shown], tmp_path / "x", title="x", margin=1
+        series,
+        dense,
+        [Interval("(b) mask > dense", 20, 15.0, None), shown],
+        tmp_path / "x",
+        title="x",
+        margin=1,
+        barriers=[barrier],
     )
-    columns = figures[0].axes
+    above, *columns, below = figures[0].axes
+
+    # Errors over the epochs: both axes logarithmic, lines of means, and a dot for each trial.
+    assert (above.get_xscale(), above.get_yscale(), above.get_xlabel()) == ("log", "log", "final epochs")
+    assert [label.get_text() for label in above.get_xticklabels()] == ["20", "100", "176"]
+    lines = {line.get_label(): line for line in above.lines if not str(line.get_label()).startswith("_")}
+    assert {label: list(line.get_ydata()) for label, line in lines.items()} == {
+        "dense": [40.0, 3.0, 2.0],
+        "mask (aws)": [25.0, 1.5],
+    }
+    assert list(lines["dense"].get_xdata()) == pytest.approx([20, 100, 176], rel=0.02)
+    dots = [list(line.get_ydata()) for line in above.lines if line.get_marker() == "."]
+    assert dots == [[40.0], [3.0], [2.0], [30.0, 20.0], [3.0, 1.0]], "no error is drawn at half the least one"
+
+    # Columns.
     assert [axes.get_title(loc="left") for axes in columns[:2]] == ["20 final epochs", "100 final epochs"]
     rows = [[label.get_text() for label in axes.get_yticklabels()] for axes in columns[:2]]
     assert rows == [["dense", "mask (aws)", ""], ["dense", "mask (aws)", "dense, 176 epochs"]]
-    marks = [next(line for line in axes.lines if line.get_marker() == "o") for axes in columns[2:]]
+    marks = [next(line for line in axes.lines if line.get_marker() == "o") for axes in (*columns[2:], below)]
     assert [(*mark.get_xdata(), to_hex(mark.get_markerfacecolor())) for mark in marks] == [
         (15.0, "#ffffff"),
         (2.0, "#0072b2"),
+        (50.0, "#0072b2"),
     ]
+    assert [label.get_text() for label in below.get_yticklabels()] == ["(f) mask > retrain"]
+    assert "barriers above the line" in below.get_xlabel() and not below.patches, "no margin for barriers"
 
 
 def test_every_series_of_a_figure_has_a_distinct_style():

@@ -127,11 +127,13 @@ def asked(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def test_list(asked: Asked, options: str, expected: str) -> None:
     assert asked.names(asked.json("list", *options.split())["nodes"]) == expected.split()
     shown = asked.ask("list", *options.split())
-    assert len(shown.splitlines()) == 3 + len(expected.split()) and ("no run matches" in shown) == (not expected)
+    has_barrier = "lmc" in expected
+    lines = 3 + len(expected.split()) + 2 * has_barrier  # and an empty line and one that explains the barrier
+    assert len(shown.splitlines()) == lines and ("no run matches" in shown) == (not expected)
     for name in expected.split():
         assert asked.run_id(name)[:8] in shown
     # barriers have a column where there is one
-    assert ("barrier" in shown, "7.00" in shown) == (("lmc" in expected),) * 2
+    assert ("barrier: points above the straight line" in shown, "7.00" in shown) == (has_barrier,) * 2
 
 
 def test_show_and_tree(asked: Asked) -> None:

@@ -9,6 +9,7 @@ import pytest
 from mlflow import MlflowClient
 
 from harness.common.escape import code_block, for_markdown
+from harness.lineage.browse.listing import columns
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.record import LineageRecord, Parent
 from harness.lineage.store import LineageStore
@@ -178,3 +179,25 @@ def test_hardware_in_words_has_the_instruction_set_of_a_cpu_run(
     config |= {} if device is None else {"launch": {"device": device}}
     record = LineageRecord(key="0" * 64, kind="level", name="L00", parents=(), config=config, tags={})
     assert hardware_of(record) == words
+
+
+@pytest.mark.parametrize(
+    ("question", "cell", "sentence"),
+    [
+        ("stability", "12.50", "barrier **12.50** points above the line"),
+        ("lmc", "12.50", "barrier **12.50** points above the line"),
+        ("norm_init", "Δ 72.20", "errors differ by **72.20** points"),
+        ("signed_init", "Δ 72.20", "errors differ by **72.20** points"),
+    ],
+)
+def test_a_comparison_shows_the_excess_above_the_line_or_the_difference(
+    question: str, cell: str, sentence: str
+) -> None:
+    """The paper's barrier of 48.6 points holds half of the difference of the two ends."""
+    metrics = {"barrier": 48.6, "barrier_floor": 36.1, "barrier_above_line": 12.5}
+    node = replace(summary("lmc"), kind="analysis", tags={"question": question}, metrics=metrics)
+    assert columns(node)["barrier"] == cell
+    assert sentence in describe(node, [])
+    assert columns(replace(node, metrics={}))["barrier"] == "–" and "barrier" not in describe(
+        replace(node, metrics={}), []
+    )

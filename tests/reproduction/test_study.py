@@ -54,7 +54,7 @@ network = "resnet8"
 level = 1
 first_trial = 11
 trials = 2
-final_epochs = [2, 3]
+final_epochs = [2, 4]
 
 [[hypotheses]]
 name = "a"
@@ -88,7 +88,7 @@ def edited(tmp_path: Path, before: str, after: str) -> Path:
 def test_a_plan_names_every_run_of_both_lengths(tiny):
     # Phase: chains of the plan
     plan, study = tiny[1].plan, tiny[1]
-    assert study.final_epochs == (2, 3)
+    assert study.final_epochs == (2, 4)
     assert list(plan.chains()) == [
         "dense-t11",
         "dense-t12",
@@ -98,20 +98,20 @@ def test_a_plan_names_every_run_of_both_lengths(tiny):
         "aws-alpha_zero-s12",
     ]
     # Phase: runs of a chain; the deepest ticket costs warm-up, a level and the longest final training
-    assert [str(one) for one in plan.chains()["dense-t11"]] == ["dense-t11", "dense-e3-t11", "dense-e5-t11"]
+    assert [str(one) for one in plan.chains()["dense-t11"]] == ["dense-t11", "dense-e4-t11", "dense-e6-t11"]
     assert list(wanted_names(plan, "aws-s11")) == [
         "aws-L01-retrain-t11",
-        "aws-L01-retrain-e3-t11",
+        "aws-L01-retrain-e4-t11",
         "aws-L01-signed_mask-t11",
-        "aws-L01-signed_mask-e3-t11",
+        "aws-L01-signed_mask-e4-t11",
         "aws-L01-signed_mask-t11-twin",
-        "aws-L01-signed_mask-e3-t11-twin",
+        "aws-L01-signed_mask-e4-t11-twin",
         "aws-L01-level-t11",
         "stability-aws-L01-signed_mask-t11",
-        "stability-aws-L01-signed_mask-e3-t11",
+        "stability-aws-L01-signed_mask-e4-t11",
         "norm_init-aws-L01-level-t11",
     ]
-    assert plan.epochs("aws-s11") == 2 + 3 * (2 + 3)
+    assert plan.epochs("aws-s11") == 2 + 3 * (2 + 4)
     # Phase: α=zero is compared with `retrain` of its own search
     pairs = [pair for pair in plan.pairs() if pair.question == "lmc"]
     assert {(str(pair.first.curve), str(pair.second.curve)) for pair in pairs} == {
@@ -162,8 +162,8 @@ def test_records_hold_what_the_runs_measured(tiny, tmp_path, chain):
             assert 100 * np.mean(~right, axis=1) == pytest.approx(run.curve.error_percent, abs=1e-9)
     spent = {name: run.metrics.get("epochs_total") for name, run in runs.items()}
     if chain == "aws-s11":  # 2 epochs for warm-up and one level, plus the final training
-        assert (spent["aws-L01-retrain-t11"], spent["aws-L01-retrain-e3-t11"]) == (2 + 2, 2 + 3)
-    assert not (chain == "dense-t11" and [*spent.values()] != [2, 3, 5])
+        assert (spent["aws-L01-retrain-t11"], spent["aws-L01-retrain-e4-t11"]) == (2 + 2, 2 + 4)
+    assert not (chain == "dense-t11" and [*spent.values()] != [2, 4, 6])
 
 
 def test_a_chain_made_again_has_the_recorded_bits(tiny, tmp_path):
@@ -237,7 +237,7 @@ def other_run(name: str, **changed):
         ),
         (other_run("aws-L01-retrain-t11", tags={"sgd_seed": "12"}), "sgd_seed of aws-L01-retrain-t11 is 12"),
         (other_run("aws-L01-retrain-t11", metrics={"epochs_total": 20.0}), "was trained for 18 epochs instead of 2"),
-        (other_run("aws-L01-retrain-e3-t11", parents=[["f" * 64, "trained-from"]]), "is not made from aws-s11-L01"),
+        (other_run("aws-L01-retrain-e4-t11", parents=[["f" * 64, "trained-from"]]), "is not made from aws-s11-L01"),
         (other_run("stability-aws-L01-signed_mask-t11", parents=[]), "compares other networks"),
         (other_run("aws-L01-retrain-t11", metrics={"test_error_percent": float("nan")}), "has no test error"),
         (other_run("norm_init-aws-L01-level-t11", metrics={"barrier": -1.0}), "give a barrier of"),
@@ -297,14 +297,20 @@ def test_runs_that_fail_verification_are_not_recorded(tiny, tmp_path, monkeypatc
         ('title = "A small study"', "", "the plan lacks title"),
         ("trials = 2", "trails = 2", "regime lacks trials"),
         ("level = 1", "level = 1\nseed = 3", "regime has unknown fields seed"),
-        ("final_epochs = [2, 3]", "final_epochs = [3]", "final_epochs begin with 3, but the scale has 2"),
+        ("final_epochs = [2, 4]", "final_epochs = [3]", "final_epochs begin with 3, but the scale has 2"),
+        (
+            "final_epochs = [2, 4]",
+            "final_epochs = [2]",
+            r"final_epochs are \[2\]; give 2 and 10 \(or 4\), to tell",
+        ),
+        ("final_epochs = [2, 4]", "final_epochs = [2, 3, 10]", r"final_epochs are \[2, 3, 10\]; give 2 and 10"),
         ("retrain (aws)", "retrain aws", "'retrain aws' is no curve"),
         ("retrain (aws)", "retrain (awz)", "unknown method 'awz'"),
         ("α=zero", "α=null", "unknown distribution of α 'null'"),
         ('expects = "equal"', 'expects = "equal"\nepochs = [7]', r"hypothesis a: epochs are \(7,\)"),
         ('expects = "equal"', 'expects = "better"', "expects is 'better'; allowed: greater"),
         ("margin_points = 1.0", "margin_points = ", "changed.toml"),
-        ('"retrain (aws)", "signed', '"retrain (imp)", "signed', r"retrain \(imp\) has no second length \(3 epochs\)"),
+        ('"retrain (aws)", "signed', '"retrain (imp)", "signed', r"retrain \(imp\) has no second length \(4 epochs\)"),
         ('stability = ["signed_mask (aws)"]', 'stability = ["retrain (wr)"]', r"retrain \(wr\) has no second noise"),
     ],
 )

@@ -198,6 +198,12 @@ def test_an_incomplete_study_is_not_judged(tmp_path):
         write_page(read(study_named("end"), tmp_path), tmp_path / "page")
 
 
+def read_some(study: Study, results: Path, dense: dict[int, int]) -> StudyResults:
+    """Read the results of one trial alone."""
+    records(study, results / "some", trials=1, dense=dense)
+    return read(study, results / "some")
+
+
 def test_nothing_is_claimed_against_an_untrained_dense_network(tmp_path):
     study = study_named("depth")
     records(study, tmp_path, dense={20: 200, 100: 60, 176: 10})
@@ -205,7 +211,12 @@ def test_nothing_is_claimed_against_an_untrained_dense_network(tmp_path):
     assert results.is_untrained(100) and not results.is_untrained(176)
     of_dense = [one for one in results.judged if one.hypothesis.name == "dense"]
     assert len(of_dense) == 2 and all(one.verdict is None and "untrained" in one.why_not for one in of_dense)
+    others = [one.verdict for one in results.judged if one.hypothesis.name != "dense"]
+    assert all(one is not None and one.tested == 15 for one in others), "a row that is not judged counts as no claim"
     text = page(results, "x.png")
+    assert "15 claims were tested" in text
+    unfinished = page(read_some(study, tmp_path, {20: 200, 100: 60, 176: 10}), "x.png").split("\n\n")
+    assert "not trained to the end" in unfinished[1] and "1 of 10 trials are finished" in unfinished[2]
     assert text.split("\n\n")[1].startswith("**The dense network is not trained to the end after 100 epochs")
     assert "**After full training**" not in text and "| end |" not in text
     rows = [line for line in text.splitlines() if line.startswith("| barrier, SGD-noise stability")]
@@ -308,6 +319,48 @@ def test_other_settings_within_a_study_are_a_departure(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("dense", "untrained"),
+    [
+        ({20: 20, 100: 18, 176: 10}, [20, 100]),  # the gain of the first step alone is small
+        ({20: 15, 100: 13, 176: 11}, []),
+        ({20: 200, 100: 12, 176: 14}, [20]),
+    ],
+)
+def test_dense_is_untrained_if_any_longer_training_gains_a_point(tmp_path, dense, untrained):
+    depth = study_named("depth")
+    records(depth, tmp_path, trials=2, dense=dense)
+    results = read(depth, tmp_path)
+    assert [epochs for epochs in results.dense_epochs if results.is_untrained(epochs)] == untrained
+
+
+def test_records_outside_the_plan_are_a_departure(tmp_path):
+    depth = study_named("depth")
+    records(depth, tmp_path)
+    assert read(depth, tmp_path).departures == []
+    directory = directory_of("depth", tmp_path)
+    (directory / "aws-s21.json").write_text((directory / "aws-s12.json").read_text())
+    assert read(depth, tmp_path).departures == ["Recorded, but not in the plan, and left out: aws-s21."]
+
+
+def test_a_copys_error_increase_rests_on_trials_and_images(tmp_path):
+    """Compare images of which the copies of LRR get ten wrong, and those of AWS none more than the ticket."""
+    depth = study_named("depth")
+    records(depth, tmp_path)
+    ticket, copy = np.arange(IMAGES) >= 5, np.arange(IMAGES) >= 15
+    for method, ends in (("lrr", (copy, ticket)), ("aws", (ticket, ticket))):
+        errors = tuple(100 * float(np.mean(~one)) for one in ends)
+        curve = BarrierCurve((0.0, 1.0), errors, errors[1], errors[0], "cumulative", 1000, IMAGES)
+        stored = base64.b64encode(np.packbits(np.stack(ends), axis=-1).tobytes()).decode()
+        for trial in depth.plan.trials:
+            values = {"curve": curve, "correct": stored, "num_images": IMAGES, "metrics": {"barrier": curve.barrier}}
+            change(depth, tmp_path, f"{method}-s{trial}", "norm_init", **values)
+    one = next(one for one in read(depth, tmp_path).judged if one.hypothesis.of == "norm_init")
+    assert one.contrast.images is not None and one.contrast.images.shape == (10, IMAGES)
+    assert one.contrast.mean == pytest.approx(100 * 10 / IMAGES)
+    assert one.contrast.interval is not None and one.contrast.interval[0] < one.contrast.mean < one.contrast.interval[1]
+
+
 def test_a_length_after_which_accuracy_still_rises_is_about_speed(tmp_path):
     """Test masks that still improve after the dense network has stopped."""
     depth = study_named("depth")
@@ -338,8 +391,7 @@ def test_a_copy_is_judged_by_the_difference_of_errors(tmp_path):
     for trial in (11, 12):
         curve = BarrierCurve((0.0, 1.0), (6.6, 5.0), 5.0, 6.6, "cumulative", 1000, IMAGES)
         change(depth, tmp_path, f"aws-s{trial}", "norm_init", curve=curve)
-    row = next(line for line in page(read(depth, tmp_path), "x.png").splitlines() if "ψ_init | level (aws)" in line)
-    assert "| 1.60 ± 0.00 | 0.80 ± 0.00 | 0.80 ± 0.00 | 0 of 2 |" in row
+    assert "| level (aws) | 1.60 ± 0.00 | 0 of 2 |" in page(read(depth, tmp_path), "x.png")
 
 
 def test_a_copy_that_is_better_than_its_ticket_counts_below_zero():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from harness.lineage.nodes.record import LineageRecord, Metric
@@ -37,3 +39,7 @@ def test_a_loaded_run_shows_its_origin_instead_of_the_time() -> None:
 
 def test_a_comparison_shows_its_barrier() -> None:
     assert "  barrier 0.40 points  3 s  " in closing_line(record(3, barrier=0.4))
+    line = {"barrier": 0.7, "barrier_floor": 0.3, "barrier_above_line": 0.4}
+    assert "  barrier 0.40 points  3 s  " in closing_line(record(3, **line)), "above the line"
+    copy = replace(record(3, **line), tags={"question": "norm_init"})
+    assert "  errors differ by 0.60 points  3 s  " in closing_line(copy), "the barrier is half of it, or more"

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from harness.lineage.nodes.graph import LineageGraph, RunSummary
+from harness.lineage.nodes.record import shown_barrier
 
 NUMBERS = ("level", "density", "test error", "barrier")
 """Columns that are aligned right."""
@@ -58,7 +59,7 @@ def columns(node: RunSummary) -> dict[str, str]:
     """Return the cells of a run by column; "–" marks a missing value."""
     tags = node.tags
     error = node.metrics.get("test_error_percent")
-    barrier = node.metrics.get("barrier")
+    barrier = shown_barrier(tags, node.metrics)
     density = tags.get("density") or str(node.metrics.get("density", ""))
     return {
         "name": node.name,
@@ -67,7 +68,7 @@ def columns(node: RunSummary) -> dict[str, str]:
         "level": tags.get("level", "–"),
         "density": _three_digits(density) if density else "–",
         "test error": f"{error:.2f} %" if error is not None else "–",
-        "barrier": f"{barrier:.2f}" if barrier is not None else "–",
+        "barrier": f"{'Δ ' * barrier[1]}{barrier[0]:.2f}" if barrier is not None else "–",
         "init/sgd seed": f"{tags.get('init_seed', '–')}/{tags.get('sgd_seed', '–')}",
         "run": short_id(node),
         "date": _date(node.started_ms),

@@ -20,6 +20,8 @@ ERROR_BY_EPOCH = "test_error_percent_by_epoch"
 
 KINDS = ("search", "level", "training", "analysis", "report")
 WITHOUT_MODEL = ("analysis", "report")  # these kinds produce numbers and pages, but no network
+BEFORE_TRAINING = ("norm_init", "signed_init")
+"""Questions about a ticket and its copy. The paper's barrier is half the difference of their errors, or more."""
 RELATIONS = ("initialised-from", "pruned-from", "masked-by", "trained-from", "compared", "reported")
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -242,3 +244,19 @@ class LineageRecord:
         values["parents"] = tuple(Parent(**parent) for parent in values["parents"])
         values["metrics"] = tuple(metrics_of(values["metrics"]))
         return cls(**values)
+
+
+def shown_barrier(tags: Mapping[str, str], metrics: Mapping[str, float]) -> tuple[float, bool] | None:
+    """Return the number that stands for a comparison, in points, and whether it is the difference of its two ends.
+
+    Two trainings have their barrier above the straight line. A ticket and its copy have the size of the difference of
+    their errors. None for a run without a barrier.
+
+    >>> shown_barrier({"question": "norm_init"}, {"barrier": 36.1, "barrier_floor": 36.1, "barrier_above_line": 0.0})
+    (72.2, True)
+    """
+    if "barrier" not in metrics:
+        return None
+    if tags.get("question") in BEFORE_TRAINING and "barrier_floor" in metrics:
+        return 2 * metrics["barrier_floor"], True
+    return metrics.get("barrier_above_line", metrics["barrier"]), False

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from harness.common.escape import redact
 from harness.config import drawn_before
 from harness.lineage.nodes.graph import RunSummary
-from harness.lineage.nodes.record import SIGNED_MASK
+from harness.lineage.nodes.record import SIGNED_MASK, shown_barrier
 
 
 @dataclass(frozen=True)
@@ -222,6 +222,8 @@ def _lines(node: RunSummary) -> tuple[str, ...]:
         seeds = [f"{word} {tags[tag]}" for word, tag in (("init", "init_seed"), ("sgd", "sgd_seed")) if tag in tags]
         return tags.get("kind_of_training", "training"), ", ".join(seeds), error
     if node.kind == "analysis":
-        barrier = f"barrier {metrics['barrier']:.2f}" if "barrier" in metrics else "no barrier"
-        return tags.get("question", "comparison"), barrier
+        barrier = shown_barrier(tags, metrics)
+        if barrier is None:
+            return tags.get("question", "comparison"), "no barrier"
+        return tags.get("question", "comparison"), f"{'difference' if barrier[1] else 'barrier'} {barrier[0]:.2f}"
     return (node.name,)

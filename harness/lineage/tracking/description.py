@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from harness.common.escape import code_block, for_markdown
 from harness.lineage.nodes.graph import RunSummary
-from harness.lineage.nodes.record import CHECKPOINT, SIGNED_MASK, THETA_INIT, LineageRecord
+from harness.lineage.nodes.record import CHECKPOINT, SIGNED_MASK, THETA_INIT, LineageRecord, shown_barrier
 
 NOTE_TAG = "mlflow.note.content"
 NOTE_DIGEST_TAG = "harness.note_sha256"  # of the description as the harness wrote it, to detect edits by a person
@@ -215,8 +215,10 @@ def _sentence(node: RunSummary) -> str:
         subject = f"Report on {len(node.parents)} runs"
     else:
         subject = f"Comparison **{for_markdown(tags.get('question', '?'))}** of two trainings of {network} on {data}"
-        if "barrier" in metrics:
-            error = f"barrier **{metrics['barrier']:.2f}** percentage points"
+        if (barrier := shown_barrier(tags, metrics)) is not None:
+            points, is_difference = barrier
+            what = "errors differ by **{:.2f}** points" if is_difference else "barrier **{:.2f}** points above the line"
+            error = what.format(points)
     drawn = f"θ_init drawn the other way: {node.drawn_before}" if node.drawn_before else ""
     return "; ".join(part for part in (subject, left, error, seeds, drawn) if part) + "."
 
@@ -316,6 +318,6 @@ def _density(node: RunSummary) -> str:
 
 
 def _result(node: RunSummary) -> str:
-    if "barrier" in node.metrics:
-        return f"barrier {node.metrics['barrier']:.2f}"
+    if (barrier := shown_barrier(node.tags, node.metrics)) is not None:
+        return f"{'difference' if barrier[1] else 'barrier'} {barrier[0]:.2f}"
     return f"{node.metrics['test_error_percent']:.2f} %" if "test_error_percent" in node.metrics else ""
