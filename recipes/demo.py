@@ -96,7 +96,7 @@ def show(experiment: Experiment, dense: list[FinishedRun], methods: dict[str, Me
     print(
         f"\nTest error %, mean ± sd; finals at density {density:.3f}; "
         f"one search per method (init_seed {experiment.config.init_seed})\n"
-        f"After {experiment.config.final.epochs} final epochs these are results on speed. Longer ones can differ.\n"
+        f"Exploratory: {experiment.config.final.epochs} final epochs give results on speed. Longer ones can differ.\n"
     )
     print(f"{'':<22}" + "".join(f"{method:>24}" for method in methods))
     print(f"{'dense':<22}{Summary.of(errors(dense))!s:>24}")

@@ -11,6 +11,7 @@ Hardware   one GPU for --scale paper. A CPU is enough for --scale small and smok
 Resume     run the same command again. It makes the missing runs only
 Launch     python recipes/reproduce.py fig3 --dataset cifar100 --network resnet50_cifar
            python recipes/reproduce.py table2 --network mobilenet_v2 --data-directory /data
+           accelerate launch --config_file recipes/launch/gpu_8.yaml recipes/reproduce.py table2 --sync-batchnorm
            python recipes/reproduce.py fig3 --scale small --dataset fashion_mnist_small
            python recipes/reproduce.py fig3 --list          # one launch command for each run
            python recipes/reproduce.py fig3 --shard $i/$n   # a share of the runs, for example in a Slurm array

@@ -35,7 +35,7 @@ if __name__ == "__main__":
     with clear_errors():
         asked = parse(Pages, __doc__)
         # Imported after the options are read: these load torch, and `--help` must not.
-        from harness.reproduction.page import markdown
+        from harness.reproduction.page import EXPLORATORY, markdown
         from harness.reproduction.report import NUMBERS
         from harness.reproduction.side_by_side import read_numbers, side_by_side
 
@@ -43,7 +43,7 @@ if __name__ == "__main__":
         shared = len(os.path.commonprefix(names).rpartition("-")[0]) if len(names) > 1 else 0  # whole words
         columns = [name[shared:].strip("-") or name for name in names]
         pages = [read_numbers(page / NUMBERS) for page in asked.pages]
-        table = markdown(*side_by_side(dict(zip(columns, pages, strict=True))))
+        table = f"{EXPLORATORY}\n\n{markdown(*side_by_side(dict(zip(columns, pages, strict=True))))}"
         print_markdown(table)
         if asked.out is not None:
             asked.out.write_text(table + "\n", encoding="utf-8")

@@ -21,6 +21,8 @@ class Redrawn:
     """Inputs to the keys of its new runs. Older runs have none of them."""
     before: str
     """How older runs drew it, in words."""
+    besides: str = ""
+    """What of it holds also if a scheme of the user drew the weights."""
 
 
 _TORCH = {INITIAL_WEIGHTS: "torch_default"}
@@ -32,20 +34,24 @@ REDRAWN: dict[str, Redrawn] = {
     "efficientnet_b0_cifar": Redrawn(
         _TORCH | {"drop_connect": 0.0},
         "its convolutions from Kaiming normal over fan_out, their biases 0; trained with drop-connect 0.2",
+        besides="the biases of its convolutions 0; trained with drop-connect 0.2",
     ),
 }
 """Changed networks by name. Layers now use torch's default initialisation, as the paper's scripts do."""
 
 
-def drawn_before(network: str, said: Mapping[str, Any]) -> str | None:
+def drawn_before(network: str, said: Mapping[str, Any], *, by_scheme: bool = False) -> str | None:
     """Return how an old run drew its network, in words.
 
     Args:
         network: Name in harness.models.MODELS.
         said: Determinants, configuration or tags of the run.
+        by_scheme: Whether the user chose the distribution of the weights.
 
     Returns:
         The description, or None if the run drew its network as this version does.
     """
     one = REDRAWN.get(network)
-    return None if one is None or INITIAL_WEIGHTS in said else one.before
+    if one is None or INITIAL_WEIGHTS in said:
+        return None
+    return (one.besides or None) if by_scheme else one.before

@@ -202,11 +202,14 @@ class ReproductionOptions(FigureOptions):
     data_directory: Path = Path("data")
     """Directory in which tools/prepare_data.py stored the data."""
     loader: Literal["ffcv", "memory", "torch"] | None = None
-    """Loader of the images. Overrides --scale. Both give the same batches."""
+    """Loader of the images. Overrides --scale. All of them give the same batches."""
     num_workers: int | None = None
     """Loader threads of each process. Overrides --scale. Results do not depend on it."""
     precision: Precision = "no"
     """Mixed precision. no: float32, as in the paper. auto: bf16 if the CUDA device supports it. The page names it."""
+    sync_batchnorm: bool = False
+    """Compute BatchNorm statistics over the images of all processes, 256 on ImageNet as in the paper. Needs GPUs. The
+    page names it."""
     compile: CompileMode = "no"
     """Compile the networks with torch.compile. Use it for long runs on a GPU. The page names it."""
     probe: bool = True
@@ -228,6 +231,7 @@ class ReproductionOptions(FigureOptions):
             config,
             data=data,
             precision=self.precision,
+            sync_batchnorm=self.sync_batchnorm,
             compile=self.compile,
             probe=self.probe,
             evaluate_every=config.evaluate_every if self.evaluate_every is None else self.evaluate_every,

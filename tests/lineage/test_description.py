@@ -135,6 +135,7 @@ def test_an_odd_run_id_is_no_link(run_id: str | None) -> None:
         ({"search": {"precision": "bf16"}}, "bf16 mixed precision"),
         ({"search": {"float32_matmul_precision": "high"}}, "float32, matrix products high"),
         ({"search": {"compile": "default"}}, "float32, compiled (default)"),
+        ({"search": {"sync_batchnorm": True, "precision": "bf16"}}, "bf16 mixed precision, SyncBatchNorm"),
         (
             {"search": {}, "hardware": {"cuda": {"tf32_supported": True, "cudnn_allow_tf32": True}}},
             "float32, convolutions in TF32",

@@ -144,6 +144,9 @@ def test_only_these_networks_had_another_initialisation() -> None:
     for name in MODELS:
         assert (drawn_before(name, {}) is None) == (name not in REDRAWN)
         assert drawn_before(name, REDRAWN[name].determinants if name in REDRAWN else {}) is None
+        # A scheme of the user replaces the weights, but not the biases, and an old EfficientNet still dropped blocks.
+        by_scheme = drawn_before(name, {}, by_scheme=True)
+        assert ("drop-connect 0.2" in (by_scheme or "")) == (name == "efficientnet_b0_cifar")
     for name in ("resnet20", "vgg11_bn_cifar", "mlp_mixer_small"):
         old, today = (draw_model(name, init_seed=3, former=former, **SIZES).state_dict() for former in (True, False))
         assert all(torch.equal(old[tensor], today[tensor]) for tensor in today)

@@ -40,8 +40,9 @@ def plan_of(experiment: Experiment, figure: str, **scale: object) -> FigurePlan:
     return FigurePlan(figure_named(figure), Scale(experiment.config, levels=(1, 2), trials=1, **scale))
 
 
-def test_controls_are_found_by_their_page(experiment: Experiment) -> None:
-    made(experiment, plan_of(experiment, "controls"))
+@pytest.mark.parametrize("figure", ["controls", "rewinding"])
+def test_every_run_of_a_figure_is_found_by_its_page(experiment: Experiment, figure: str) -> None:
+    made(experiment, plan_of(experiment, figure))
 
 
 def test_gem_miner_has_a_penalty_for_each_density(experiment: Experiment, tmp_path: Path) -> None:

@@ -196,3 +196,18 @@ def test_controls_by_hand(plan: FigurePlan):
     ]
     assert {one.init_seed for one in controls.trainings() if one.kind != "retrain"} == {101}
     assert {one.sgd_seed for one in controls.trainings()} == {1}
+
+
+@pytest.mark.parametrize("name", ["fig3", "fig4", "claims", "table1", "table2"])
+def test_figures_with_a_dense_network_compare_the_sign_with_both_its_lengths(name: str) -> None:
+    """Check signed_mask (aws) − dense, also with as many epochs as the ticket costs."""
+    figure = FIGURES[name]
+    against = [one for one in figure.claims if one.second is None and one.first == Curve("aws", "signed_mask")]
+    assert {one.dense_at_ticket_cost for one in against} == {False, True} and figure.dense_at_ticket_cost
+
+
+@pytest.mark.parametrize("method", ["imp", "wr"])
+def test_rewinding_asks_whether_signs_of_full_trainings_reach_their_ticket(method: str) -> None:
+    figure, signs, ticket = FIGURES["rewinding"], Curve(method, "signed_mask"), Curve(method, "level")
+    assert {signs, ticket} <= {*figure.curves}
+    assert [one.expects for one in figure.claims if (one.first, one.second) == (signs, ticket)] == ["differs"]

@@ -78,7 +78,7 @@ class RunSummary:
         draws = self.kind == "search" or (self.kind == "training" and "init_seed" in self.tags)
         # The name of a search tells its initialisation scheme. Other kinds have a tag.
         other = self.tags.get("initialisation") == _OTHER or self.name.endswith(f" from {_OTHER}")
-        return drawn_before(self.tags.get("model", ""), self.tags) if draws and not other else None
+        return drawn_before(self.tags.get("model", ""), self.tags, by_scheme=other) if draws else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as JSON-serialisable data."""

@@ -188,6 +188,7 @@ def precision_of(record: LineageRecord) -> str:
     if words == ["float32"] and allowed and cuda.get("tf32_override") != "0":
         words.append("convolutions in TF32")
     words += [] if matmul == "highest" else [f"matrix products {matmul}"]
+    words += ["SyncBatchNorm"] if search.get("sync_batchnorm") else []
     compiled = search.get("compile", "no")
     return ", ".join(words if compiled == "no" else [*words, f"compiled ({compiled})"])
 
