@@ -5,7 +5,7 @@ Finals      dense, and retrain, signed_mask and mask of each deepest ticket.
             Two trials each: two fresh initialisations, or two sgd_seeds for retrain
 Compared    SGD-noise stability of signed_mask and of retrain. Linear mode connectivity of signed_mask with retrain
 Expected    test error in % of two trials: dense 1.10 ± 0.14; AWS: retrain and signed_mask 0.60, mask 1.40;
-            LRR: retrain and signed_mask 1.00 ± 0.57, mask 1.20
+            LRR: retrain and signed_mask 1.00 ± 0.57, mask 1.20. Other kinds of CPU give slightly different numbers
 Time        5 minutes
 Hardware    one of two x86-64 cores
 Launch      make demo        (or: python recipes/demo.py)
