@@ -62,6 +62,7 @@ def test_milestones_are_whole_quarters():
 def test_milestones_move_with_the_length(given, epochs, moved):
     assert Schedule(160, "step", given).of_length(epochs) == Schedule(epochs, "step", moved)
     assert Schedule(160, "cosine").of_length(epochs) == Schedule(epochs, "cosine")
+    assert Schedule(0, "step", (80, 120)).of_length(epochs) == Schedule(epochs, "step"), "no length to move them from"
     assert Schedule(0, "constant").of_length(epochs) == Schedule(epochs, "constant")
 
 

@@ -356,7 +356,7 @@ def plot_study(
 
 def _draw_over_epochs(axes: Axes, series: Sequence[EpochSeries], dense_percent: Mapping[int, Sequence[float]]) -> None:
     """Draw mean test errors over the final epochs, with every trial, both axes logarithmic."""
-    from matplotlib.ticker import NullLocator
+    from matplotlib.ticker import NullFormatter, NullLocator
 
     looks = Looks(series)
     lines = [
@@ -367,7 +367,7 @@ def _draw_over_epochs(axes: Axes, series: Sequence[EpochSeries], dense_percent: 
     errors = [100 - value for _, found, _ in lines for trials in found.values() for value in trials]
     least = min((error for error in errors if error > 0), default=1.0)
 
-    # Lines side by side at each length. A trial without errors lies on the lower edge.
+    # Lines side by side at each length. A trial without errors is drawn at half the least error.
     for index, (label, found, look) in enumerate(lines):
         aside = 1.012 ** (index - (len(lines) - 1) / 2)
         there = [epochs for epochs in lengths if found.get(epochs)]
@@ -384,6 +384,10 @@ def _draw_over_epochs(axes: Axes, series: Sequence[EpochSeries], dense_percent: 
     axes.set_xticks(lengths, [str(epochs) for epochs in lengths])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter("{x:g}")
+    if max(errors, default=1.0) < 10 * least:  # a narrow range has few powers of ten, so other ticks have labels, too
+        axes.yaxis.set_minor_formatter("{x:g}")
+    else:
+        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("final epochs")
     axes.set_ylabel(ERROR)
     axes.legend(loc="best", ncols=2, fontsize=9)

@@ -238,9 +238,9 @@ class Schedule:
         >>> Schedule(160, "step", (80, 120)).of_length(20).lr_milestones_epochs
         (10, 15)
         """
-        given = self.lr_milestones_epochs
+        given = self.lr_milestones_epochs if self.epochs else None
         # A milestone of 0 is refused, and would start the training with a reduced rate.
-        moved = None if given is None else tuple(max(1, round(one * epochs / max(1, self.epochs))) for one in given)
+        moved = None if given is None else tuple(max(1, round(one * epochs / self.epochs)) for one in given)
         return replace(self, epochs=epochs, lr_milestones_epochs=moved)
 
     def lr_factor(self, epoch: int) -> float:

@@ -29,7 +29,7 @@ QUESTIONS = {
     "norm_init": "ticket and its copy with ψ_init",
     "signed_init": "ticket and abs(θ_init) ⊙ s",
 }
-"""Questions about a ticket and its copy, before any final training."""
+"""Question about two networks → its words on a page."""
 _ENDS = {
     "stability": ("second run, noise u'", "first run, noise u"),
     "lmc": ("retrain", "kind in the legend"),

@@ -144,6 +144,9 @@ def _study(
 
     # Phase: hypotheses.
     hypotheses = tuple(_hypothesis(one, (usual, *further)) for one in values["hypotheses"])
+    names = [one.name for one in hypotheses]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"two hypotheses have the name {', '.join(twice)}; give each its own")
     return Study(
         name=path.stem,
         title=values["title"],

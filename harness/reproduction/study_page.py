@@ -67,7 +67,7 @@ def page(results: StudyResults, image: str) -> str:
         _plan(results),
         study.notes,
         # The numbers.
-        f"![Test accuracy and differences by length of the final trainings]({image})",
+        f"![Test error over the final epochs, test accuracy at each length, and the differences]({image})",
         _caption(results),
         "## Test accuracy",
         markdown(*accuracy_table(results)),
@@ -155,8 +155,11 @@ def _caption(results: StudyResults) -> str:
         lines.append("Filled dots are hypotheses that are shown.")
     lengths = [(curve, epochs) for curve in curves_of(results) for epochs in results.study.final_epochs]
     lengths += [(None, epochs) for epochs in results.dense_epochs]
-    if is_clipped(results.accuracies(*one) for one in lengths):
+    accuracies = [results.accuracies(*one) for one in lengths]
+    if is_clipped(accuracies):
         lines.append("Error bars are clipped at 100 %.")
+    if any(value == 100 for found in accuracies for value in found):
+        lines.append("On top, a trial without errors is drawn at half the least error of the others.")
     return " ".join(lines)
 
 
@@ -248,15 +251,20 @@ def _verdict(one: JudgedHypothesis) -> str:
 
 def _family(results: StudyResults) -> str:
     verdicts = [one.verdict for one in results.judged if one.verdict is not None]
+    measures = {one.hypothesis.of for one in results.judged}
     told = [
         "Differences are in percentage points, paired by trial. The p-values are exact sign-flip tests over trials, "
-        "with Holm's correction for all rows of this table. Intervals of accuracy are bootstrapped over trials and "
-        "test images, and so are those of the error increase with ψ_init. Intervals of barriers are bootstrapped over "
-        "trials only, because a barrier is a maximum and has no value for one image."
+        "with Holm's correction for all rows of this table. Intervals are bootstrapped over trials and test images."
     ]
-    alone = [one for one in results.judged if one.hypothesis.of == "accuracy" and one.contrast.images is None]
+    if measures & {"stability", "connectivity"}:
+        told[0] += " Those of barriers are over trials only, because a barrier is a maximum and has none for an image."
+    by_image = ("accuracy", "norm_init")
+    alone = [one for one in results.judged if one.hypothesis.of in by_image and one.contrast.images is None]
     if alone:
-        rows = ", ".join(f"{one.hypothesis.name} at {one.epochs} epochs" for one in alone)
+        rows = ", ".join(
+            one.hypothesis.name + (f" at {one.epochs} epochs" if one.hypothesis.of == "accuracy" else "")
+            for one in alone
+        )
         told.append(f"Bootstrapped over trials only, because some runs lack results for single test images: {rows}.")
     return "\n\n".join([*told, *([family_in_words(verdicts)] if verdicts else [])])
 
@@ -325,7 +333,8 @@ def _provenance(results: StudyResults) -> str:
     runs = [run for chain in chains for run in chain.runs]
     hours = sum(run.finished_ms - run.started_ms for run in {run.key: run for run in runs}.values()) / 3_600_000
     commits = sorted({run.commit[:12] + run.commit[40:] for run in runs})
-    hardware = f"Hardware: {'; '.join(sorted({chain.hardware for chain in chains}))}."
+    machines = sorted({machine for chain in chains for machine in chain.hardware.split("; ")})
+    hardware = f"Hardware: {'; '.join(machines)}."
     if results.across_machines:
         hardware += (
             " The two sides of these hypotheses were made on machines that are recorded differently: "
@@ -361,8 +370,13 @@ def _interval(results: StudyResults, one: JudgedHypothesis) -> Interval:
     said, verdict = one.hypothesis, one.verdict
     margin = results.study.margin_points if said.expects in ("equal", "not_worse") else None
     formula = in_symbols(said.expects, margin, _side(said, said.first), _side(said, said.second))
-    # Rows of accuracy stand in the column of their length; others name it, unless no final training is compared.
-    name = said.name if said.of in ("accuracy", "norm_init") else f"{said.name}, {one.epochs} epochs"
+    # Rows of accuracy stand in the column of their length. Others say what they compare, and at which length.
+    name = {
+        "accuracy": said.name,
+        "norm_init": f"{said.name}: error increase with ψ_init",
+        "stability": f"{said.name}: stability barrier, {one.epochs} epochs",
+        "connectivity": f"{said.name}: connectivity barrier, {one.epochs} epochs",
+    }[said.of]
     # A space that no line breaks at keeps a kind and its method together.
     whole = f"({name}) {formula}".replace(" (aws", "\u00a0(aws").replace(" (lrr", "\u00a0(lrr")
     label = "\n".join(textwrap.wrap(whole, 30))

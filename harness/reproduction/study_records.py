@@ -60,6 +60,8 @@ class RunLine:
     correct: str = ""
     """Base64 of one bit for each test image (`numpy.packbits`), with one row for each point of a comparison."""
     num_images: int = 0
+    hardware: str = ""
+    """Machine that made the run; empty in records of earlier versions."""
 
     def right(self) -> np.ndarray | None:
         """Return whether each test image is correct: bool [N], or [K, N] for a comparison; None if not stored."""
@@ -94,7 +96,7 @@ class ChainRecords:
     code: Mapping[str, str]
     """Commit and versions at the end of the chain."""
     hardware: str
-    """Each machine that made a run. Records of earlier versions lack the CPU's instruction set."""
+    """Machines that made the runs, joined by "; ". Records of earlier versions lack the CPU's instruction set."""
     verified: tuple[str, ...]
     """Output of `verify` before the file was written."""
     runs: tuple[RunLine, ...] = field(repr=False)
@@ -167,6 +169,7 @@ def run_line(
         curve=curve,
         correct="" if correct is None else base64.b64encode(np.packbits(correct, axis=-1).tobytes()).decode(),
         num_images=0 if correct is None else correct.shape[-1],
+        hardware=hardware_of(record),
     )
 
 
@@ -276,7 +279,7 @@ def record_chain(experiment: Experiment, study: Study, made: MadeChain, results:
 
     # Phase: write.
     lines = [_line(store, name, record) for name, record in records.items()]
-    machines = dict.fromkeys(hardware_of(record) for record in records.values())
+    machines = dict.fromkeys(line.hardware for line in lines)
     kept = ChainRecords(
         study.name,
         study.sha256,

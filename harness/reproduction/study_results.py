@@ -18,7 +18,7 @@ from harness.reproduction.study import Hypothesis, Measure, Study
 from harness.reproduction.study_records import ChainRecords, RunLine, directory_of, finished_chains, wanted_names
 
 GAIN_POINTS = 1.0
-"""The dense network is untrained at a length if the next length gains more than this, percentage points."""
+"""The dense network is untrained at a length if a longer one gains more than this, percentage points."""
 _TIE = 1e-9
 """Tolerance for float noise in mean accuracies, points."""
 FIXED_EPSILON = 1.0
@@ -213,8 +213,10 @@ class StudyResults:
 
     @cached_property
     def across_machines(self) -> list[str]:
-        """Hypotheses whose two sides were made on other machines, by the hardware that their chains record."""
-        hardware = {run.name: chain.hardware for chain in reversed(self.all_chains) for run in chain.runs}
+        """Hypotheses whose two sides were made on other machines, by the hardware that their runs record."""
+        # Records of earlier versions name the hardware once for a chain.
+        chains = reversed(self.all_chains)
+        hardware = {run.name: run.hardware or chain.hardware for chain in chains for run in chain.runs}
         return [
             one.name
             for one in self.study.hypotheses

@@ -64,6 +64,7 @@ first = "signed_mask (aws)"
 second = "retrain (aws)"
 expects = "equal"
 """
+TWICE = PLAN[PLAN.index("[[hypotheses]]") :] + "\n[[hypotheses]]"
 
 
 @pytest.fixture(scope="module")
@@ -305,6 +306,7 @@ def test_runs_that_fail_verification_are_not_recorded(tiny, tmp_path, monkeypatc
         ),
         ("final_epochs = [2, 4]", "final_epochs = [2, 3, 10]", r"final_epochs are \[2, 3, 10\]; give 2 and 10"),
         ("retrain (aws)", "retrain aws", "'retrain aws' is no curve"),
+        ("[[hypotheses]]", TWICE, "two hypotheses have the name a; give each its own"),
         ("retrain (aws)", "retrain (awz)", "unknown method 'awz'"),
         ("α=zero", "α=null", "unknown distribution of α 'null'"),
         ('expects = "equal"', 'expects = "equal"\nepochs = [7]', r"hypothesis a: epochs are \(7,\)"),

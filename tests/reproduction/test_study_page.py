@@ -243,12 +243,20 @@ def test_the_page_says_which_pairs_were_made_on_two_machines(tmp_path):
     records(alpha, tmp_path)
     assert read(alpha, tmp_path).across_machines == []
     assert "machines that are recorded differently" not in page(read(alpha, tmp_path), "")
+    assert "on machines" not in page(read(depth, tmp_path), "")
     for path in directory_of("alpha", tmp_path).glob("aws-alpha_zero-*.json"):  # one method, on another CPU
         replace(ChainRecords.load(path), hardware="a machine, AVX2").save(path)
     told = page(read(alpha, tmp_path), "")
     assert "Hardware: a machine; a machine, AVX2. The two sides of these hypotheses" in told
     assert "differently: interpolation; α=0 against LRR; tickets, α=0. They share seeds" in told
     assert read(depth, tmp_path).across_machines == []
+    # A chain that was resumed on another machine: its runs tell which.
+    path = directory_of("depth", tmp_path) / "aws-s12.json"
+    chain = ChainRecords.load(path)
+    runs = [replace(run, hardware="b" if "L11-mask-" in run.name else "a machine") for run in chain.runs]
+    replace(chain, hardware="a machine; b", runs=tuple(runs)).save(path)
+    assert read(depth, tmp_path).across_machines == ["b"]
+    assert "Hardware: a machine; b. The two sides" in page(read(depth, tmp_path), "")
 
 
 def test_departures_from_the_plan_are_listed(tmp_path):
@@ -304,7 +312,7 @@ def test_runs_without_per_image_results_are_compared_by_trials(tmp_path):
     by_images = {(one.hypothesis.name, one.epochs): one.contrast.images is not None for one in results.judged}
     assert by_images["b", 20] and not by_images["b", 100]
     text = page(results, "x.png")
-    assert "some runs lack results for single test images: b at 100 epochs." in text
+    assert "some runs lack results for single test images: b at 100 epochs, e." in text
     assert "No results for single test images: aws-L11-mask-e100-t12, 1 in all." in text
 
 

@@ -10,9 +10,8 @@ from typing import Any
 from harness.common.program import command
 from harness.common.tables import print_fields, print_lines, print_table, tree_texts
 from harness.lineage.browse.difference import Difference
-from harness.lineage.browse.listing import NUMBERS, SPARE, columns, short_id, tree_order
+from harness.lineage.browse.listing import NUMBERS, SPARE, columns, explain_barriers, short_id, tree_order
 from harness.lineage.nodes.graph import RunSummary
-from harness.lineage.nodes.record import shown_barrier
 
 _TITLES = {"what": "kind", "came from": "parents"}
 """Headings of sections of `diff` that have another name in its JSON output."""
@@ -84,10 +83,8 @@ def _print_legend(nodes: Sequence[RunSummary]) -> None:
     """
     if any(node.run_id is None and node.other_run_id is None for node in nodes):
         print_lines("", f"* key of a local run that is not in MLflow yet; `{command('lineage sync')}` delivers it")
-    barriers = [found for node in nodes if (found := shown_barrier(node.tags, node.metrics)) is not None]
-    if barriers:
-        copies = any(is_difference for _, is_difference in barriers)
-        print_lines("", "barrier: points above the straight line" + "; Δ: difference of the two errors" * copies)
+    if told := explain_barriers(nodes):
+        print_lines("", told)
     if others := [node for node in nodes if node.other_run_id is not None]:
         names = ", ".join(f"{short_id(node)} ({node.other_run_id})" for node in others[:3])
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""

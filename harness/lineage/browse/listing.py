@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
 from harness.lineage.nodes.graph import LineageGraph, RunSummary
@@ -53,6 +53,13 @@ def _date(started_ms: int) -> str:
         return datetime.fromtimestamp(started_ms / 1000).strftime("%Y-%m-%d %H:%M") if started_ms else "–"
     except (ValueError, OverflowError, OSError):
         return "–"
+
+
+def explain_barriers(nodes: Iterable[RunSummary]) -> str:
+    """Return the line below a table that explains the column "barrier"; empty if no run has one."""
+    found = [one for node in nodes if (one := shown_barrier(node.tags, node.metrics)) is not None]
+    copies = any(is_difference for _, is_difference in found)
+    return "barrier: points above the straight line" + "; Δ: difference of the two errors" * copies if found else ""
 
 
 def columns(node: RunSummary) -> dict[str, str]:

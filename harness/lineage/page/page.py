@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from harness.common.escape import for_terminal, redact, redact_word
-from harness.lineage.browse.listing import columns, tree_order
+from harness.lineage.browse.listing import columns, explain_barriers, tree_order
 from harness.lineage.nodes.graph import LineageGraph, RunSummary
 from harness.lineage.page.drawing import DrawingError, draw_svg
 from harness.lineage.page.picture import Picture, picture_of
@@ -143,7 +143,8 @@ def _table(nodes: Sequence[RunSummary], ui: str) -> str:
         shown = f'<a href="{escape(ui + address)}" target="_blank" rel="noopener">{name}</a>' if address else name
         rest = "".join(f"<td>{_shown(cells[column])}</td>" for column in _TABLE)
         rows.append(f'<tr data-key="{escape(node.key)}"><td>{shown}</td>{rest}</tr>')
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return table + (f"<p>{escape(told)}</p>" if (told := explain_barriers(nodes)) else "")
 
 
 def _came_from(node: RunSummary, names: dict[str, str]) -> str:
