@@ -323,8 +323,8 @@ def plot_study(
     further = sorted(set(dense_percent) - set(lengths))
     labels = list(dict.fromkeys(one.label for one in intervals))
     heights = [4.0, 1.1 + 0.36 * (1 + len(series) + len(further))]
-    heights += [0.9 + 0.5 * len(labels)] if labels else []
-    heights += [0.9 + 0.5 * len(barriers)] if barriers else []
+    heights += [_height_inches(labels)] if labels else []
+    heights += [_height_inches([one.label for one in barriers])] if barriers else []
     wide = {0, len(heights) - 1} if barriers else {0}
     size_inches = (10.0, sum(heights) + 0.9)
     with new_figure(size_inches, len(heights), len(lengths), heights, wide) as (figure, (over_epochs, *all_axes)):
@@ -401,6 +401,12 @@ def _rows_of_study(
     rows = [DotRow("dense", dense_percent.get(epochs, ()), DENSE_LOOK)]
     rows += [DotRow(one.label, one.accuracy_percent.get(epochs, ()), looks.of(one)) for one in series]
     return rows + [DotRow(f"dense, {length} epochs", dense_percent[length], DENSE_LOOK) for length in further]
+
+
+def _height_inches(labels: Sequence[str]) -> float:
+    """Return the height of a part with one row for each label, so that labels of several lines do not overlap."""
+    lines = max(label.count("\n") + 1 for label in labels)
+    return 0.9 + max(0.5, 0.19 * lines) * len(labels)
 
 
 def _draw_intervals(axes: Axes, labels: Sequence[str], intervals: Sequence[Interval], margin: float = 0) -> None:

@@ -371,14 +371,9 @@ def _interval(results: StudyResults, one: JudgedHypothesis) -> Interval:
     margin = results.study.margin_points if said.expects in ("equal", "not_worse") else None
     formula = in_symbols(said.expects, margin, _side(said, said.first), _side(said, said.second))
     # Rows of accuracy stand in the column of their length. Others say what they compare, and at which length.
-    name = {
-        "accuracy": said.name,
-        "norm_init": f"{said.name}: error increase with ψ_init",
-        "stability": f"{said.name}: stability barrier, {one.epochs} epochs",
-        "connectivity": f"{said.name}: connectivity barrier, {one.epochs} epochs",
-    }[said.of]
+    compared = {"accuracy": "", "norm_init": "increase with ψ_init: "}.get(said.of, f"barrier, {one.epochs} epochs: ")
     # A space that no line breaks at keeps a kind and its method together.
-    whole = f"({name}) {formula}".replace(" (aws", "\u00a0(aws").replace(" (lrr", "\u00a0(lrr")
+    whole = f"({said.name}) {compared}{formula}".replace(" (aws", "\u00a0(aws").replace(" (lrr", "\u00a0(lrr")
     label = "\n".join(textwrap.wrap(whole, 30))
     word = "" if verdict is None else verdict.word
     speed = f"{word}, speed" if word and _scope(results, one) == "speed" else word
