@@ -9,9 +9,10 @@ import pytest
 from mlflow import MlflowClient
 
 from harness.common.escape import code_block, for_markdown
-from harness.lineage.browse.listing import columns
+from harness.lineage.browse.listing import columns, explain_barriers
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.record import LineageRecord, Parent
+from harness.lineage.page.page import _table
 from harness.lineage.store import LineageStore
 from harness.lineage.tracking.description import (
     NOTE_CHARACTERS,
@@ -202,3 +203,20 @@ def test_a_comparison_shows_the_excess_above_the_line_or_the_difference(
     assert columns(replace(node, metrics={}))["barrier"] == "–" and "barrier" not in describe(
         replace(node, metrics={}), []
     )
+
+
+def test_tables_explain_their_barriers() -> None:
+    values = {"barrier": 48.6, "barrier_floor": 36.1, "barrier_above_line": 12.5}
+    nodes = [summary(name, "analysis", tags={"question": name}, metrics=values) for name in ("lmc", "norm_init")]
+    assert explain_barriers([summary("level 1")]) == ""
+    assert explain_barriers(nodes[:1]) == "barrier: points above the straight line"
+    told = "barrier: points above the straight line; Δ: difference of the two errors"
+    assert explain_barriers(nodes) == told and f"<p>{told}</p>" in _table(nodes, "")
+
+
+def test_an_old_network_of_a_chosen_initialisation_still_had_its_drop_connect() -> None:
+    tags = {"model": "efficientnet_b0_cifar", "init_seed": "1"}
+    chosen = summary("a", "training", tags=tags | {"initialisation": "kaiming_normal"})
+    assert (chosen.drawn_before or "").startswith("the biases of its convolutions 0; trained with drop-connect")
+    assert (replace(chosen, tags=tags).drawn_before or "").startswith("its convolutions from Kaiming normal")
+    assert replace(chosen, tags=chosen.tags | {"model": "mobilenet_v2_cifar"}).drawn_before is None

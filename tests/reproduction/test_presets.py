@@ -11,6 +11,7 @@ import pytest
 from harness.config import GemMinerConfig
 from harness.reproduction.figure import FIGURES, Curve, Figure, figure_named
 from harness.reproduction.paper import printed, rounded_up
+from recipes.presets.figure_options import ReproductionOptions
 from recipes.presets.figures import SCALES, paper, small
 from recipes.presets.paper import cifar10, cifar100, imagenet, tiny_imagenet
 from recipes.reproduce import ChangedSettings, FigureOptions, commands
@@ -188,3 +189,9 @@ def test_settings_that_a_figure_ignores_are_refused():
         _ = FigureOptions("gem_miner", changes=ChangedSettings(lr=0.01, final_epochs=3)).plan
     small = FigureOptions("gem_miner", changes=ChangedSettings(global_batch_size=32)).plan.scale
     assert small.config.global_batch_size == 32 and small.reduction == "global batch size 32 instead of 128"
+
+
+@pytest.mark.parametrize("synchronised", [False, True])
+def test_a_figure_on_several_gpus_can_synchronise_batchnorm(synchronised):
+    options = ReproductionOptions("table2", sync_batchnorm=synchronised)
+    assert options.config(options.plan.scale.config).sync_batchnorm == synchronised
