@@ -26,7 +26,8 @@ def clear_errors() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:  # before a launch listens for signals, or after it
-        sys.exit(interrupted())
+        _say("stopped: got SIGINT")
+        sys.exit(128 + signal.SIGINT)
     except _loaded("harness.distributed.world", "OtherRankFailedError"):
         sys.exit(1)  # the other rank prints the error
     except _loaded("harness.distributed.stop", "StoppedError") as error:
@@ -45,14 +46,11 @@ def clear_errors() -> Iterator[None]:
             return
         if os.environ.get("HARNESS_TRACEBACK"):
             raise
-        _say(f"error: {error}")
+        text = str(error)
+        if isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError) and error.filename:
+            text = f"cannot open {error.filename}: {error.strerror}"
+        _say(f"error: {text}")
         sys.exit(1)
-
-
-def interrupted() -> int:
-    """Print that Ctrl-C ended the command, and return its exit code."""
-    _say("stopped: got SIGINT")
-    return 128 + signal.SIGINT
 
 
 def _say(line: str) -> None:

@@ -24,8 +24,10 @@ from harness.masks import Mask
 from harness.runs.run import FinishedRun, RunDescription
 
 if TYPE_CHECKING:
+    from harness.data import DataSpec
     from harness.experiment.experiment import Experiment, Initialisation
     from harness.experiment.final import Trial
+    from harness.models.network import Network
 
 
 @dataclass(frozen=True)
@@ -53,32 +55,13 @@ def common(experiment: Experiment) -> CommonDescription:
     """Describe the common part of all runs of a launch."""
     # Phase: inputs to the keys.
     config, world, source, model = experiment.config, experiment.world, experiment.source, experiment.architecture
-    network, label, matmul = model.definition.shown, model.definition.label, config.float32_matmul_precision
-    processes = of_processes(config, world.size)
-    # Runs of these networks without the entries had another initialisation, or were trained with drop-connect.
+    network, label = model.definition.shown, model.definition.label
+    determinants = inputs_to_keys(config, experiment.spec, source.content_digest, model, world.size)
     redrawn = dict(REDRAWN[label].determinants) if label in REDRAWN else {}
-    # All floats have torch's default dtype. Only tools/selfcheck.py changes it, to float64.
-    dtype = str(torch.get_default_dtype()).removeprefix("torch.")
-    other_dtype = {} if dtype == "float32" else {"dtype": dtype}
-    determinants = {
-        "format": 2,
-        "data": source.content_digest,
-        # without the path of the raw files, because the digest covers their content
-        "spec": {name: value for name, value in asdict(experiment.spec).items() if name != "raw"},
-        "model": model.determinants,
-        "optim": config.optim.determinants(),
-        "precision": config.precision,
-        "deterministic": config.deterministic,
-        "global_batch_size": config.global_batch_size,
-        "accumulation_steps": config.accumulation_steps,
-        **processes,
-        **({"float32_matmul_precision": matmul} if matmul != "highest" else {}),
-        **({"compile": config.compile} if config.compile != "no" else {}),
-        **redrawn,
-        **other_dtype,
-    }
+    other_dtype = {name: determinants[name] for name in ("dtype",) if name in determinants}
 
     # Phase: the recorded configuration.
+    processes = of_processes(config, world.size)
     launch = {name: value for name, value in processes.items() if name != "sync_batchnorm"}
     launch |= other_dtype | {"device": world.device_name}
     recorded = {
@@ -92,17 +75,69 @@ def common(experiment: Experiment) -> CommonDescription:
         **model.recorded,
     }
 
-    # Phase: tags. `settings` is a short hash of every setting except seeds, method and kind. Runs with equal hashes are
-    # trials of one setting. An initialisation counts by name, because its file may no longer exist.
-    schedules = {"final": config.final.determinants(), "warmup": config.warmup_epochs, "level": config.level_epochs}
-    begun = {} if config.initialisation == NETWORKS_OWN else {"initialisation": config.initialisation}
+    # Phase: tags.
     alpha: dict[str, str] = {} if config.alpha == "uniform" else {"alpha": config.alpha}
-    settings = sha256_json(determinants | schedules | pruning_settings(config) | begun | alpha)[:12]
     tags = {"data": experiment.spec.name, "data_digest": source.content_digest, "model": label}
-    tags |= {"network": network, "settings": settings}
+    tags |= {"network": network, "settings": settings_tag(config, determinants)}
     method = " ".join([config.method, *(f"α={value}" for value in alpha.values())])
     drawn = {name: value for name, value in redrawn.items() if name == INITIAL_WEIGHTS}
     return CommonDescription(determinants, recorded, tags, network, method, alpha, drawn)
+
+
+def inputs_to_keys(
+    config: SearchConfig, spec: DataSpec, data_digest: str, network: Network, size: int
+) -> dict[str, Any]:
+    """Return the inputs to every key, except seeds and method.
+
+    Args:
+        config: The settings, with a resolved precision.
+        spec: The data set.
+        data_digest: Digest of its content.
+        network: The network, sized for the data.
+        size: Number of processes.
+    """
+    label, matmul = network.definition.label, config.float32_matmul_precision
+    # Runs of these networks without the entries had another initialisation, or were trained with drop-connect.
+    redrawn = dict(REDRAWN[label].determinants) if label in REDRAWN else {}
+    # All floats have torch's default dtype. Only tools/selfcheck.py changes it, to float64.
+    dtype = str(torch.get_default_dtype()).removeprefix("torch.")
+    return {
+        "format": 2,
+        "data": data_digest,
+        # without the path of the raw files, because the digest covers their content
+        "spec": {name: value for name, value in asdict(spec).items() if name != "raw"},
+        "model": network.determinants,
+        "optim": config.optim.determinants(),
+        "precision": config.precision,
+        "deterministic": config.deterministic,
+        "global_batch_size": config.global_batch_size,
+        "accumulation_steps": config.accumulation_steps,
+        **of_processes(config, size),
+        **({"float32_matmul_precision": matmul} if matmul != "highest" else {}),
+        **({"compile": config.compile} if config.compile != "no" else {}),
+        **redrawn,
+        **({"dtype": dtype} if dtype != "float32" else {}),
+    }
+
+
+def settings_tag(
+    config: SearchConfig, determinants: Mapping[str, Any], unusual: Mapping[str, str] | None = None
+) -> str:
+    """Return a short hash of every setting except seeds, method and kind.
+
+    Runs with equal hashes are trials of one setting. An initialisation counts by name, because its file may no longer
+    exist.
+
+    Args:
+        config: The settings.
+        determinants: Those of `inputs_to_keys`.
+        unusual: Settings of a final training that differ from their defaults (`Trial.unusual`).
+    """
+    schedules = {"final": config.final.determinants(), "warmup": config.warmup_epochs, "level": config.level_epochs}
+    begun = {} if config.initialisation == NETWORKS_OWN else {"initialisation": config.initialisation}
+    alpha: dict[str, str] = {} if config.alpha == "uniform" else {"alpha": config.alpha}
+    own = sha256_json(dict(determinants) | schedules | pruning_settings(config) | begun | alpha)[:12]
+    return sha256_json({"settings": own} | dict(unusual))[:12] if unusual else own
 
 
 def of_processes(config: SearchConfig, size: int) -> dict[str, Any]:
@@ -115,10 +150,10 @@ def of_processes(config: SearchConfig, size: int) -> dict[str, Any]:
 
 def made_by(description: RunDescription, config: SearchConfig, size: int) -> RunDescription:
     """Return the description whose key is that of the same run made by another number of processes."""
-    return replace(description, determinants=_by(description.determinants, config, size))
+    return replace(description, determinants=for_processes(description.determinants, config, size))
 
 
-def _by(determinants: Mapping[str, Any], config: SearchConfig, size: int) -> dict[str, Any]:
+def for_processes(determinants: Mapping[str, Any], config: SearchConfig, size: int) -> dict[str, Any]:
     """Return the inputs to a key with those of another number of processes."""
     rest = {name: value for name, value in determinants.items() if name != "gradient_buckets"}
     return rest | of_processes(config, size)
@@ -139,7 +174,7 @@ def search_lock(experiment: Experiment, root: RunDescription) -> str:
     schedules = {"warmup_epochs": config.warmup_epochs, "level_epochs": config.level_epochs}
     shared = experiment.common.determinants
     if config.earlier_processes:  # a launch that continues a search shares the lock of the one that began it
-        shared = _by(shared, config, config.earlier_processes[0])
+        shared = for_processes(shared, config, config.earlier_processes[0])
     return sha256_json(shared | {"search": root.key} | schedules | pruning_settings(config))
 
 
@@ -268,7 +303,7 @@ def describe_training(
     tags = shared.tags | {"kind_of_training": trial.kind, "sgd_seed": str(trial.sgd_seed)}
     unusual = trial.unusual | ({"transferred": "true"} if transferred else {})
     if unusual:  # a trial of another setting
-        tags |= unusual | {"settings": sha256_json({"settings": tags["settings"]} | unusual)[:12]}
+        tags |= unusual | {"settings": settings_tag(config, shared.determinants, unusual)}
     tags |= {} if trial.drawn is None else {"init_seed": str(trial.drawn)} | shared.drawn
     tags |= {} if ticket is None else {"method": config.method, **shared.alpha}
 

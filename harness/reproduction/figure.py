@@ -174,7 +174,7 @@ _TICKETS = FigureClaim(Curve(_AWS, _RETRAIN), Curve(_LRR, _RETRAIN), "about equa
 _AS_DENSE = FigureClaim(Curve(_AWS, _SIGNED), None, "about equal or better", "not_worse", _MARGIN)
 _AGAINST_DENSE = _question(Curve(_AWS, _SIGNED), None, "our question: does it reach the dense network?")
 _AGAINST_LONGER_DENSE = replace(
-    _AGAINST_DENSE, says="our question: and with as many epochs as its ticket costs?", dense_at_ticket_cost=True
+    _AGAINST_DENSE, says="our question: and with as many epochs as the deepest ticket costs?", dense_at_ticket_cost=True
 )
 """The paper trains its dense network only as long as a final training."""
 _SHORT = "about equal: short levels at a constant rate do"

@@ -181,7 +181,9 @@ class FigurePlan:
             return config
         levels = range(1, max(self.scale.all_levels) + 1)
         every = sum(self.num_weights)
-        return replace(config, densities=tuple(self.weights(level) / every for level in levels))
+        # The authors' rule freezes equal scores together, so it can keep fewer weights than the others have.
+        exact = replace(config.gem_miner, freezing="exact")
+        return replace(config, densities=tuple(self.weights(level) / every for level in levels), gem_miner=exact)
 
     @cached_property
     def num_weights(self) -> tuple[int, int]:

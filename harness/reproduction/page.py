@@ -18,7 +18,6 @@ from harness.reproduction.figure import PAPER, Figure
 from harness.reproduction.figure_plan import FigurePlan, Scale
 from harness.reproduction.paper import Printed, prints_numbers
 from harness.reproduction.results import QUESTIONS, Judged, Point, Results
-from harness.reproduction.study_results import GAIN_POINTS
 
 RUNS = "## Runs"
 EXPLORATORY = "**Exploratory: no plan was committed before these runs.**"
@@ -51,11 +50,30 @@ def page(results: Results, images: Sequence[str]) -> str:
 
 
 def _answer(results: Results) -> str:
-    """Return the verdicts on all claims, those that are shown first; empty without claims."""
+    """Return whether this is the end of training, then the verdicts, shown ones first; empty without claims."""
+    if not results.claims:
+        return ""
     found: dict[str, list[str]] = {}
     for claim in sorted(results.claims, key=lambda one: one.verdict.word == "not shown"):
         found.setdefault(claim.verdict.word, []).append(" − ".join(claim.sides))
-    return "\n".join(f"- **{word}:** {'; '.join(sides)}." for word, sides in found.items())
+    verdicts = "\n".join(f"- **{word}:** {'; '.join(sides)}." for word, sides in found.items())
+    return "\n\n".join(filter(None, [_end_of_training(results), verdicts]))
+
+
+def _end_of_training(results: Results) -> str:
+    """Return a sentence if the verdicts may be about speed only; empty if the dense network is trained to the end."""
+    usual, longer = results.plan.scale.finals.final.epochs, results.plan.dense_at_ticket_cost
+    if results.is_untrained is None:
+        return (
+            f"**Whether {usual} final epochs are the end of training was not tested: no longer dense training is "
+            "finished. Differences may be about speed only.**"
+        )
+    if results.is_untrained:
+        return (
+            f"**Speed only: the dense network is not trained to the end after {usual} epochs. With {longer} it gains "
+            f"{signed(results.dense_gain or 0)} points. No claim is made against it at {usual} epochs.**"
+        )
+    return ""
 
 
 def _head(results: Results) -> str:
@@ -65,7 +83,7 @@ def _head(results: Results) -> str:
     lines = [
         EXPLORATORY,
         f"{plan.subject}; {trials}. {plan.figure.source or f'Not in {PAPER}'}.",
-        _schedules(plan),
+        schedules(plan),
     ]
     if plan.scale.reduction:
         lines.append(f"**This is a reduction, not a reproduction of the paper's numbers:** {plan.scale.reduction}.")
@@ -99,7 +117,7 @@ def _caption(results: Results) -> str:
     return " ".join(lines)
 
 
-def _schedules(plan: FigurePlan) -> str:
+def schedules(plan: FigurePlan) -> str:
     """Return optimizer and epochs of searches and final trainings."""
     # Phase: one line, or one for each data set.
     scale, config, finals = plan.scale, plan.scale.config, plan.scale.finals
@@ -184,7 +202,7 @@ def _notes(results: Results) -> str:
         where = (results.plan.scale.config.data.name, results.plan.scale.finals.data.name)
         lines.append("A ticket's search is on {}, its final training on {}.".format(*where))
     if (gain := results.dense_gain) is not None:
-        lines.append(_dense_gain(results.plan, gain))
+        lines.append(_dense_gain(results, gain))
     if results.prunes_classifier:
         lines += _weights(results)
     if not results.has_printed:
@@ -192,10 +210,11 @@ def _notes(results: Results) -> str:
     return "\n\n".join(lines)
 
 
-def _dense_gain(plan: FigurePlan, gain: float) -> str:
+def _dense_gain(results: Results, gain: float) -> str:
+    plan = results.plan
     usual, epochs = plan.scale.finals.final.epochs, plan.dense_at_ticket_cost
     text = f"With {epochs} epochs, the cost of its deepest ticket, the dense network gains {signed(gain)} points."
-    if gain > GAIN_POINTS:
+    if results.is_untrained:
         text += f" With {usual} epochs it is not trained to the end. A kind ahead of it may only be faster."
     return text
 
@@ -215,7 +234,9 @@ def _weights(results: Results) -> list[str]:
         if curve.kind != "level":
             lines.append(
                 f"{curve} uses the signs at the end of the search of {curve.method}, after fine-tuning. “Signs turned” "
-                "of its level compares them with the signs of the frozen weights."
+                f"of its level compares them with the signs of the frozen weights. {curve} and level ({curve.method}) "
+                "differ in more than θ_init: in the schedule and rate of the last training, in the number of its "
+                "images if the search sets one, in magnitudes, and in norm parameters and biases."
             )
             continue
 
@@ -230,7 +251,8 @@ def _weights(results: Results) -> list[str]:
             lines.append(
                 f"The compared tickets have equal numbers of weights, which are the plot's axis. {curve.method} is "
                 f"searched at densities that match the other methods, which keep all {classifier} weights of the "
-                "classifier. Its search can end with fewer weights, as the column shows."
+                "classifier. It freezes the planned number of scores at each freezing. Its authors' code freezes equal "
+                "scores together, so it can keep fewer weights."
             )
         elif len(plan.figure.methods) > 1:
             lines.append(
@@ -302,16 +324,33 @@ def _how_tested(results: Results) -> str:
     claims = results.claims
     lines = [
         "Each row is one contrast: the difference of accuracy in percentage points, paired by trial, averaged over the "
-        "densities that both curves have. Both sides of a trial share search seeds, noise and fresh initialisation.",
+        f"densities that both curves have. {_shared(results)}",
         f"The interval is a BCa bootstrap over {_resampled(claims)}.",
         "The p-values are exact sign-flip tests over trials, with Holm's correction for all claims of this page. "
         "“Shown” needs p ≤ 0.05, the stated direction, and an interval that excludes the opposite. |a − b| < m is "
         "tested against both ends of the margin, a > b − m against its lower end.",
         family_in_words([claim.verdict for claim in claims]),
     ]
+    if results.unclaimed:
+        lines.append(
+            f"{len(results.unclaimed)} claims against the dense network were not tested, because it is not trained to "
+            "the end."
+        )
     if results.plan.shared_search:
         lines.append("All trials share one search, so the results hold for its tickets only.")
     return "\n\n".join(lines)
+
+
+def _shared(results: Results) -> str:
+    """Return which seeds the two sides of a trial share, in words."""
+    told = (
+        "Both sides of a trial share the seeds of their searches, and the noise of final trainings. Kinds that draw a "
+        "fresh initialisation share it."
+    )
+    levels = [one for one in results.claims if any(side.startswith("level (") for side in one.sides)]
+    if levels:
+        told += " A `level` is a network of the search, with the search's own noise and initialisation."
+    return told
 
 
 def _resampled(claims: Sequence[Judged]) -> str:
@@ -369,7 +408,12 @@ def _barriers(results: Results) -> list[str]:
     epsilon, density = results.epsilon, results.barrier_density
     if density is None:
         return []
-    known = "unknown, because it needs two dense trials" if epsilon is None else f"{epsilon:.2f}"
+    if epsilon is not None:
+        known = f"{epsilon:.2f}"
+    elif results.is_untrained:
+        known = "not given, because the dense network is not trained to the end"
+    else:
+        known = "unknown, because it needs two dense trials"
     # Phase: trainings, then tickets.
     parts = []
     if (table := barriers_table(results))[1]:

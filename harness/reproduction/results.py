@@ -22,6 +22,7 @@ from harness.pruning import METHODS
 from harness.reproduction.figure import Curve, FigureClaim
 from harness.reproduction.figure_plan import FigurePlan, Pair, Training
 from harness.reproduction.paper import Printed, printed
+from harness.reproduction.study_results import GAIN_POINTS
 
 QUESTIONS = {
     "stability": "SGD-noise stability",
@@ -222,10 +223,24 @@ class Results:
         usual, longer = (list(self.errors(None, 0, length).values()) for length in (None, epochs))
         return Summary.of(usual).mean - Summary.of(longer).mean if epochs and usual and longer else None
 
+    @property
+    def is_untrained(self) -> bool | None:
+        """Whether the dense network gains more than `GAIN_POINTS` in a longer training; None if there is none."""
+        return None if self.dense_gain is None else self.dense_gain > GAIN_POINTS + 1e-9  # float noise is no gain
+
+    @property
+    def unclaimed(self) -> list[FigureClaim]:
+        """Claims that are not tested: those against a dense network that is not trained to the end."""
+        if not self.is_untrained:
+            return []
+        claims = self.plan.figure.claims
+        return [one for one in claims if None in (one.first, one.second) and not one.dense_at_ticket_cost]
+
     @cached_property
     def claims(self) -> list[Judged]:
-        """The verdicts on all claims that have a trial with both curves."""
-        measured = [(one, *found) for one in self.plan.figure.claims if (found := self._measure(one)) is not None]
+        """The verdicts on all tested claims that have a trial with both curves."""
+        tested = [one for one in self.plan.figure.claims if one not in self.unclaimed]
+        measured = [(one, *found) for one in tested if (found := self._measure(one)) is not None]
         verdicts = judge([Claim(contrast, one.expects, one.margin) for one, contrast, _ in measured])
         return [
             Judged(one, self._sides(one), by_density, verdict)
@@ -277,9 +292,12 @@ class Results:
 
     @property
     def epsilon(self) -> float | None:
-        """ε, the sd of the dense error over trials, percentage points; None for fewer than two trials."""
+        """ε, the sd of the dense error over trials, percentage points.
+
+        None for fewer than two trials, or if the dense network is not trained to the end.
+        """
         dense = list(self.errors(None, 0).values())
-        return epsilon_from_dense(dense) if len(dense) > 1 else None
+        return epsilon_from_dense(dense) if len(dense) > 1 and not self.is_untrained else None
 
     @cached_property
     def barriers(self) -> dict[str, dict[str, list[BarrierCurve]]]:

@@ -7,25 +7,34 @@ the margin of "about equal", every hypothesis with its direction, and the stoppi
 from __future__ import annotations
 
 import hashlib
+import math
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+from harness.analysis.statistics import MOST_TRIALS
 from harness.common.escape import one_line
 from harness.common.files import MOST_JSON_BYTES, read_bounded
+from harness.config import known
+from harness.data.spec import DATASETS
+from harness.models.network import Definition
 from harness.pruning import METHODS
 from harness.pruning.method import Method
 from harness.reproduction.figure import DENSE, Curve, Figure
-from harness.reproduction.figure_plan import FigurePlan, Scale
+from harness.reproduction.figure_plan import FigurePlan, Pair, Scale, Training
 
 Measure = Literal["accuracy", "stability", "connectivity", "norm_init"]
 """accuracy: test accuracy, percent. stability, connectivity: the barrier above the line, points.
 norm_init: the error of a ticket's copy with ψ_init minus the error of the ticket, points."""
 Expectation = Literal["greater", "less", "differs", "equal", "not_worse"]
 """Of first − second. "equal" lies within ± margin, "not_worse" above −margin."""
+Side = Literal["first", "second"]
+SIDES: tuple[Side, Side] = ("first", "second")
 
+_QUESTIONS = {"stability": "stability", "connectivity": "lmc", "norm_init": "norm_init"}
+"""Measure of two networks → `Pair.question`."""
 _TOP = {"title", "question", "regime", "curves", "hypotheses", "margin_points", "stopping"}
 _OPTIONAL = {"stability", "connectivity", "initial_norm", "beside", "notes"}
 _REGIME = {"scale", "dataset", "network", "level", "first_trial", "trials", "final_epochs"}
@@ -74,6 +83,53 @@ class Study:
         usual = self.plan.scale.finals.final.epochs
         return tuple(sorted(length or usual for length in self.plan.scale.lengths))
 
+    # ------------------------------------------------------------------ names of runs
+
+    def training(self, curve: Curve | None, epochs: int, trial: int) -> Training:
+        """Return the training of a curve (None: dense) at a length, in one trial."""
+        plan, usual = self.plan, self.plan.scale.finals.final.epochs
+        length = None if epochs == usual else epochs
+        of_all = plan.dense(length) if curve is None else plan.of_curve(curve, plan.scale.levels[0], epochs=length)
+        return next(one for one in of_all if one.trial == trial)
+
+    def pair_name(self, measure: str, curve: Curve | None, epochs: int, trial: int) -> str:
+        """Return the name of a comparison in the plan."""
+        one = self.training(curve, epochs, trial)
+        return str(Pair(_QUESTIONS[measure], one, one))  # type: ignore[arg-type]  # the name needs only the first
+
+    def name_of_side(self, hypothesis: Hypothesis, side: Side, epochs: int, trial: int) -> str:
+        """Return the name of the run that one side of a hypothesis measures in a trial."""
+        curve: Curve | None = getattr(hypothesis, side)
+        if hypothesis.of == "accuracy":
+            length = (hypothesis.dense_epochs or epochs) if curve is None else epochs
+            return str(self.training(curve, length, trial))
+        return self.pair_name(hypothesis.of, curve, epochs, trial)
+
+    def check_beside(self, beside: Mapping[str, Study]) -> None:
+        """Raise ValueError unless studies beside it have its regime, and every hypothesis has runs in one of the plans.
+
+        Args:
+            beside: The studies of `self.beside` by name.
+        """
+        # Phase: the regimes.
+        for name, other in beside.items():
+            scales = (self.plan.scale, other.plan.scale)
+            if any(getattr(scales[0], field) != getattr(scales[1], field) for field in ("config", "levels", "lengths")):
+                raise ValueError(f"{self.path}: the study {name} beside it has another regime")
+
+        # Phase: the runs.
+        planned = {str(run) for one in (self, *beside.values()) for run in (*one.plan.trainings(), *one.plan.pairs())}
+        for one in self.hypotheses:
+            for epochs in one.epochs:
+                names = [self.name_of_side(one, side, epochs, trial) for trial in self.plan.trials for side in SIDES]
+                if absent := [name for name in names if name not in planned]:
+                    raise ValueError(
+                        f"{self.path}: hypothesis {one.name} needs the run {absent[0]}, which neither this plan nor "
+                        "one beside it makes; add its curve to curves, stability, connectivity or initial_norm"
+                    )
+
+    # ------------------------------------------------------------------ shares
+
     def units(self, index: int = 1, count: int = 1) -> list[str]:
         """Return the chains of share `index` of `count`, as whole trials in order.
 
@@ -111,6 +167,11 @@ def _study(
     regime = values["regime"]
     _check_names("regime", regime, _REGIME)
 
+    if not 1 <= regime["trials"] <= MOST_TRIALS:
+        raise ValueError(f"trials is {regime['trials']}; it must be 1 to {MOST_TRIALS}")
+    if not 0 < (margin := float(values["margin_points"])) < math.inf:
+        raise ValueError(f"margin_points is {margin:g}; it must be above 0")
+
     # Phase: trainings and comparisons, as a figure.
     figure = Figure(
         name=path.stem,
@@ -124,13 +185,13 @@ def _study(
         source=None,
         dense_at_ticket_cost=True,
     )
-    usual, *further = sorted(regime["final_epochs"])
+    usual, *further = lengths = sorted(regime["final_epochs"])
     scale = scales[regime["scale"]](figure, regime["dataset"], regime["network"])
     if usual != scale.finals.final.epochs:
         raise ValueError(f"final_epochs begin with {usual}, but the scale has {scale.finals.final.epochs}")
-    if not further or not set(further) <= {2 * usual, 5 * usual}:
-        lengths = f"{usual} and {5 * usual} (or {2 * usual})"
-        raise ValueError(f"final_epochs are {regime['final_epochs']}; give {lengths}, to tell speed from the end")
+    if not further or not set(further) <= {2 * usual, 5 * usual} or len(set(lengths)) < len(lengths):
+        wanted = f"{usual} and {5 * usual} (or {2 * usual})"
+        raise ValueError(f"final_epochs are {regime['final_epochs']}; give {wanted}, to tell speed from the end")
     scale = replace(
         scale,
         levels=(regime["level"],),
@@ -140,26 +201,40 @@ def _study(
         further_epochs=tuple(further),
     )
     plan = FigurePlan(figure, scale)
+    _check_network(plan)
     _check_retraining(plan)
 
     # Phase: hypotheses.
-    hypotheses = tuple(_hypothesis(one, (usual, *further)) for one in values["hypotheses"])
+    dense = {length or usual for length in plan.dense_lengths}
+    hypotheses = tuple(_hypothesis(one, (usual, *further), dense) for one in values["hypotheses"])
     names = [one.name for one in hypotheses]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"two hypotheses have the name {', '.join(twice)}; give each its own")
+    beside = values.get("beside", [])
+    if not isinstance(beside, list) or path.stem in beside:
+        raise ValueError(f"beside is {beside!r}; give a list of names of other studies")
     return Study(
         name=path.stem,
         title=values["title"],
         question=values["question"].strip(),
         plan=plan,
         hypotheses=hypotheses,
-        margin_points=float(values["margin_points"]),
+        margin_points=margin,
         stopping=values["stopping"].strip(),
-        beside=tuple(values.get("beside", ())),
+        beside=tuple(beside),
         path=path,
         sha256=sha256,
         notes=values.get("notes", "").strip(),
     )
+
+
+def _check_network(plan: FigurePlan) -> None:
+    """Raise ValueError for an unknown network or data set, and for a level that leaves no weight."""
+    config, level = plan.scale.config, plan.scale.levels[0]
+    definition = Definition.of(config.model)
+    known("data set", config.data.name, list(DATASETS))
+    if definition.kind == "built-in" and plan.num_weights[0] * plan.scale.density(level) < 1:
+        raise ValueError(f"level is {level}; no weight of {config.model.name} is left there")
 
 
 def _check_retraining(plan: FigurePlan) -> None:
@@ -182,17 +257,40 @@ def _check_retraining(plan: FigurePlan) -> None:
             )
 
 
-def _hypothesis(values: dict[str, Any], lengths: tuple[int, ...]) -> Hypothesis:
-    # Phase: check the fields, then parse both sides.
+def _hypothesis(values: dict[str, Any], lengths: tuple[int, ...], dense_lengths: set[int]) -> Hypothesis:
+    """Parse a hypothesis.
+
+    Args:
+        values: Its table in the plan.
+        lengths: Epochs of the final trainings.
+        dense_lengths: Epochs of the dense trainings.
+    """
+    # Phase: check the fields.
     name = f"hypothesis {values.get('name', '?')}"
     _check_names(name, values, {"name", "says", "of", "first", "second", "expects"}, {"epochs", "dense_epochs"})
     for field, allowed in (("of", get_args(Measure)), ("expects", get_args(Expectation))):
         if values[field] not in allowed:
             raise ValueError(f"{name}: {field} is {values[field]!r}; allowed: {', '.join(allowed)}")
     epochs = tuple(values.get("epochs", lengths))
-    if not set(epochs) <= set(lengths):
+    if not epochs or len(set(epochs)) < len(epochs) or not set(epochs) <= set(lengths):
         raise ValueError(f"{name}: epochs are {epochs}, but the final trainings have {lengths}")
+
+    # Phase: parse and check both sides.
+    if values["first"] == values["second"]:
+        raise ValueError(f"{name}: both sides are {values['first']}")
     first, second = (None if side == DENSE else Curve.parse(side) for side in (values["first"], values["second"]))
+    if (dense_epochs := values.get("dense_epochs")) is not None:
+        if None not in (first, second) or values["of"] != "accuracy":
+            raise ValueError(f"{name}: dense_epochs needs the accuracy of a side {DENSE!r}")
+        if dense_epochs not in dense_lengths:
+            raise ValueError(
+                f"{name}: dense_epochs is {dense_epochs}, but dense is trained for {sorted(dense_lengths)}"
+            )
+        if dense_epochs < max(epochs):
+            raise ValueError(
+                f"{name}: dense_epochs is {dense_epochs}, less than the {max(epochs)} epochs of the other side; a "
+                "dense network that is trained for less proves nothing"
+            )
     return Hypothesis(
         values["name"],
         values["says"],
@@ -201,7 +299,7 @@ def _hypothesis(values: dict[str, Any], lengths: tuple[int, ...]) -> Hypothesis:
         second,
         expects=cast(Expectation, values["expects"]),
         epochs=epochs,
-        dense_epochs=values.get("dense_epochs"),
+        dense_epochs=dense_epochs,
     )
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from harness.analysis.drawing import is_clipped
 from harness.analysis.plots import EpochSeries, Interval, plot_study
-from harness.analysis.statistics import family_in_words, in_symbols, p_text
+from harness.analysis.statistics import family_in_words, in_symbols, needed_trials, p_text
 from harness.analysis.summary import Summary
 from harness.config import SearchConfig
 from harness.reproduction.figure import Curve
-from harness.reproduction.page import csv_text, interval_text, markdown, signed
+from harness.reproduction.page import csv_text, interval_text, markdown, schedules, signed
 from harness.reproduction.study import Hypothesis, Measure
 from harness.reproduction.study_results import (
     FIXED_EPSILON,
@@ -100,13 +100,18 @@ def _status(results: StudyResults) -> str:
 
 
 def _verdicts(results: StudyResults) -> list[str]:
-    """Return the verdicts by scope, as lists; empty until all trials are finished."""
+    """Return the verdicts by scope, as lists; empty until all trials are finished.
+
+    They are formulas. The plan's sentences may say more than was tested, so they stand in the table only.
+    """
     found: dict[str, dict[str, list[str]]] = {scope: {} for scope in _SCOPES}
     for one in results.judged:
         if one.verdict is not None:
             said = one.hypothesis
             length = "" if said.of == "norm_init" else f", {one.epochs} epochs"
-            found[_scope(results, one)].setdefault(_verdict(one), []).append(f"{said.says} ({said.name}{length})")
+            found[_scope(results, one)].setdefault(_verdict(one), []).append(
+                f"{_formula(results, said)} ({said.name}{length})"
+            )
     lists = {
         scope: [f"- {word}: {'; '.join(says)}." for word, says in sorted(words.items())]
         for scope, words in found.items()
@@ -124,7 +129,7 @@ def _plan(results: StudyResults) -> str:
         [
             f"**Setting:** {study.plan.subject}, density {scale.density(scale.levels[0]):.4f}. Trials {trials[0]} to "
             f"{trials[-1]}, each with its own search. Final trainings of {lengths}. Precision: "
-            f"{_precision(scale.finals)}.",
+            f"{_precision(scale.finals)}.\n\n{schedules(study.plan)}",
             f"**Plan:** `recipes/studies/{study.path.name}`, SHA-256 {study.sha256}, {commit}.",
             f"**Stopping rule:** {study.stopping}",
             "**Departures from the plan:** " + (" ".join(results.departures) or "none."),
@@ -236,6 +241,13 @@ def _side(said: Hypothesis, curve: Curve | None) -> str:
     return f"dense ({said.dense_epochs} epochs)" if said.dense_epochs else "dense"
 
 
+def _formula(results: StudyResults, said: Hypothesis) -> str:
+    """Return a hypothesis as a formula about its two sides."""
+    margin = results.study.margin_points if said.expects in ("equal", "not_worse") else None
+    formula = in_symbols(said.expects, margin, _side(said, said.first), _side(said, said.second))
+    return formula if said.of == "accuracy" else f"{_MEASURES[said.of]}: {formula}"
+
+
 def _scope(results: StudyResults, one: JudgedHypothesis) -> str:
     """Return a key of `_SCOPES`."""
     if one.hypothesis.of == "norm_init":
@@ -266,7 +278,11 @@ def _family(results: StudyResults) -> str:
             for one in alone
         )
         told.append(f"Bootstrapped over trials only, because some runs lack results for single test images: {rows}.")
-    return "\n\n".join([*told, *([family_in_words(verdicts)] if verdicts else [])])
+    if verdicts:
+        told.append(family_in_words(verdicts))
+    elif len(results.trials) < needed_trials(len(results.judged)):
+        told.append("Intervals over so few trials are too narrow.")
+    return "\n\n".join(told)
 
 
 def _barriers(results: StudyResults) -> list[str]:

@@ -10,7 +10,7 @@ import base64
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,17 @@ from harness.lineage.nodes.record import BEFORE_TRAINING, CORRECT, LineageRecord
 from harness.lineage.proof import Findings, verify
 from harness.lineage.store import LineageStore
 from harness.lineage.tracking.description import hardware_of
+from harness.pruning import METHODS
 from harness.reproduction.figure_plan import FigurePlan, Training
 from harness.reproduction.figure_runner import MadeChain
 from harness.reproduction.study import Study
 
 FORMAT = 1
+_HEAD_TYPES: dict[str, type] = dict.fromkeys(("study", "plan_sha256", "chain", "subject", "hardware"), str)
+_HEAD_TYPES |= {"code": dict, "verified": list, "runs": list}
+_RUN_TYPES: dict[str, type] = dict.fromkeys(("name", "key", "run", "commit", "correct", "hardware"), str)
+_RUN_TYPES |= {"tags": dict, "files": dict, "metrics": dict}
+_RUN_TYPES |= dict.fromkeys(("started_ms", "finished_ms", "num_images"), int)
 _HEAD = ("format", "study", "plan_sha256", "chain", "subject", "code", "hardware", "verified")
 
 
@@ -74,7 +80,9 @@ class RunLine:
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values, without empty fields."""
         values = dict(vars(self)) | {"curve": self.curve.to_dict() if self.curve else None}
-        return {name: value for name, value in values.items() if value not in (None, "", 0) or name == "key"}
+        return {
+            name: value for name, value in values.items() if value not in (None, "", 0) or name in ("key", "commit")
+        }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunLine:
@@ -117,6 +125,9 @@ class ChainRecords:
         """
         values = read_json(path)
         try:
+            _check_types(values, _HEAD_TYPES)
+            for run in values["runs"]:
+                _check_types(run, _RUN_TYPES)
             if values["format"] != FORMAT:
                 raise ValueError(f"format {values['format']!r}, expected {FORMAT}")
             runs = tuple(map(RunLine.from_dict, values["runs"]))
@@ -128,6 +139,15 @@ class ChainRecords:
             raise ValueError(
                 f"{path} holds no records of a study: {type(error).__name__}: {one_line(error)}"
             ) from error
+
+
+def _check_types(values: dict[str, Any], types: dict[str, type]) -> None:
+    """Raise ValueError for a field of another type. A missing field is found later, by name."""
+    for name, wanted in types.items():
+        if name in values and (not isinstance(values[name], wanted) or isinstance(values[name], bool)):
+            raise ValueError(f"{name} is {values[name]!r}")
+        if wanted is dict and not all(isinstance(value, str | int | float) for value in values.get(name, {}).values()):
+            raise ValueError(f"{name} has a value that is no text and no number")
 
 
 def _check(run: RunLine) -> None:
@@ -210,15 +230,23 @@ def _misfits(study: Study, chain: str, records: ChainRecords) -> Iterator[str]:
     runs = {run.name: run for run in records.runs}
     if len(runs) < len(records.runs):
         yield "two runs have one name"
+    # Phase: levels. The density is that of the plan, up to the rounding of each level.
+    trainings = study.plan.chains()[chain]
+    if (curve := trainings[0].curve) is not None:
+        for level in range(max(one.level for one in trainings) + 1):
+            if (run := runs.get(f"{chain}-L{level:02d}")) is not None:
+                wanted = tags_of(study.plan, replace(trainings[0], curve=curve, level=level), is_level=True)
+                yield from _other_tags(run, wanted)
+                target, found = study.plan.scale.density(level), run.metrics.get("density", 0.0)
+                if not METHODS[curve.method].searches_one_density and abs(found - target) > max(0.01 * target, 1e-4):
+                    yield f"{run.name} has the density {found:g} instead of {target:g}"
     # Phase: trainings. Tags hold the settings of a run; the name alone proves nothing.
-    for training in study.plan.chains()[chain]:
+    for training in trainings:
         if (run := runs.get(str(training))) is not None:
             ticket = runs.get(f"{chain}-L{training.level:02d}")
             # If levels are full trainings, `retrain` is the level itself.
             is_level = training.kind == "level" or (ticket is not None and run.key == ticket.key)
-            wanted = tags_of(study.plan, training, is_level=is_level)
-            other = {tag: run.tags.get(tag) for tag, value in wanted.items() if run.tags.get(tag) != value}
-            yield from (f"{tag} of {run.name} is {said} instead of {wanted[tag]}" for tag, said in other.items())
+            yield from _other_tags(run, tags_of(study.plan, training, is_level=is_level))
             if ticket is not None and ticket.key not in (run.key, *(key for key, _ in run.parents)):
                 yield f"{run.name} is not made from {ticket.name}"
             # Names omit the usual length, so a changed scale would go unnoticed.
@@ -232,6 +260,13 @@ def _misfits(study: Study, chain: str, records: ChainRecords) -> Iterator[str]:
             ends = {runs[str(end)].key for end in (pair.first, pair.second) if str(end) in runs}
             if run.curve is None or {key for key, relation in run.parents if relation == "compared"} != ends:
                 yield f"{run.name} compares other networks"
+
+
+def _other_tags(run: RunLine, wanted: Mapping[str, str]) -> Iterator[str]:
+    """Yield each tag of a run that is not as wanted, in words."""
+    for tag, value in wanted.items():
+        if (said := run.tags.get(tag)) != value:
+            yield f"{tag} of {run.name} is {said} instead of {value}"
 
 
 def tags_of(plan: FigurePlan, training: Training, *, is_level: bool = False) -> dict[str, str]:

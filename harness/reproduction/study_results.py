@@ -13,9 +13,9 @@ import numpy as np
 
 from harness.analysis.statistics import Claim, Contrast, Floats, Verdict, judge
 from harness.reproduction.figure import Curve
-from harness.reproduction.figure_plan import Pair, Training
-from harness.reproduction.study import Hypothesis, Measure, Study
+from harness.reproduction.study import SIDES, Hypothesis, Measure, Study
 from harness.reproduction.study_records import ChainRecords, RunLine, directory_of, finished_chains, wanted_names
+from harness.reproduction.study_settings import PlannedSettings
 
 GAIN_POINTS = 1.0
 """The dense network is untrained at a length if a longer one gains more than this, percentage points."""
@@ -23,7 +23,6 @@ _TIE = 1e-9
 """Tolerance for float noise in mean accuracies, points."""
 FIXED_EPSILON = 1.0
 """A bound on connected networks that is independent of the spread over seeds, points."""
-_QUESTIONS = {"stability": "stability", "connectivity": "lmc", "norm_init": "norm_init"}
 
 
 @dataclass(frozen=True)
@@ -56,38 +55,45 @@ class StudyResults:
     """Further studies whose runs it also uses."""
     unplanned: tuple[str, ...] = ()
     """Records in its directory that are no chain of the plan."""
+    amended: tuple[str, ...] = ()
+    """Records that later commits changed, and the last of these commits, in words."""
 
     def __post_init__(self) -> None:
         keys: dict[str, str] = {}
-        data: dict[tuple[str | None, int], str] = {}
+        data: dict[str | None, str] = {}
+        images: dict[int, str] = {}
         for run in (run for chain in self.all_chains for run in chain.runs):
             if keys.setdefault(run.name, run.key) != run.key:
                 raise ValueError(f"{run.name} is recorded as two different runs, in {self.study.name} and beside it")
-            if run.num_images and run.curve is None:
-                data.setdefault((run.tags.get("data_digest"), run.num_images), run.name)
-        if len(data) > 1:
-            raise ValueError(f"{' and '.join(data.values())} have different data, so they cannot be compared")
+            if run.curve is None:
+                data.setdefault(run.tags.get("data_digest"), run.name)
+                if run.num_images:
+                    images.setdefault(run.num_images, run.name)
+        for found in (data, images):
+            if len(found) > 1:
+                raise ValueError(f"{' and '.join(found.values())} have different data, so they cannot be compared")
 
     @classmethod
     def read(cls, study: Study, results: Path, beside: Mapping[str, Study]) -> StudyResults:
         """Read all records of a study and of the studies beside it.
 
-        Raises ValueError if a study beside it has another regime, or if a file is invalid.
+        Raises ValueError if the plan and those beside it do not fit, or if a file is invalid.
         """
-        others = []
-        for name in study.beside:
-            other = beside[name]
-            scales = (study.plan.scale, other.plan.scale)
-            if any(getattr(scales[0], field) != getattr(scales[1], field) for field in ("config", "levels", "lengths")):
-                raise ValueError(f"{study.path}: the study {name} beside it has another regime")
-            others.append(cls._alone(other, results))
-        return replace(cls._alone(study, results), beside=tuple(others))
+        own = {name: beside[name] for name in study.beside}
+        study.check_beside(own)
+        return replace(cls._alone(study, results), beside=tuple(cls._alone(other, results) for other in own.values()))
 
     @classmethod
     def _alone(cls, study: Study, results: Path) -> StudyResults:
-        files = {path.stem for path in directory_of(study.name, results).glob("*.json")}
-        unplanned = tuple(sorted(files - study.plan.chains().keys()))
-        return cls(study, finished_chains(study, results), *plan_commit(study.path), unplanned=unplanned)
+        directory = directory_of(study.name, results)
+        unplanned = {path.stem for path in directory.glob("*.json")} - study.plan.chains().keys()
+        return cls(
+            study,
+            finished_chains(study, results),
+            *plan_commit(study.path),
+            unplanned=tuple(sorted(unplanned)),
+            amended=amended_records(directory),
+        )
 
     @property
     def all_chains(self) -> list[ChainRecords]:
@@ -117,7 +123,7 @@ class StudyResults:
         wanted = [name for chain in own for name in wanted_names(plan, chain)]
         for hypothesis in self.study.hypotheses:  # they can name runs of studies beside it
             for epochs in hypothesis.epochs:
-                wanted += [self._name(hypothesis, side, epochs, trial) for side in ("first", "second")]
+                wanted += [self.study.name_of_side(hypothesis, side, epochs, trial) for side in SIDES]
         return [name for name in wanted if name not in self.runs]
 
     @property
@@ -127,37 +133,14 @@ class StudyResults:
 
     # ------------------------------------------------------------------ runs by measure
 
-    def length(self, epochs: int) -> int | None:
-        """Return the number of final epochs as `Training.epochs`: None for the usual one."""
-        return None if epochs == self.study.plan.scale.finals.final.epochs else epochs
-
-    def training(self, curve: Curve | None, epochs: int, trial: int) -> Training:
-        """Return the training of a curve (None: dense) at a length, in one trial."""
-        plan, length = self.study.plan, self.length(epochs)
-        level = plan.scale.levels[0]
-        of_all = plan.dense(length) if curve is None else plan.of_curve(curve, level, epochs=length)
-        return next(one for one in of_all if one.trial == trial)
-
-    def _name(self, hypothesis: Hypothesis, side: str, epochs: int, trial: int) -> str:
-        curve: Curve | None = getattr(hypothesis, side)
-        if hypothesis.of == "accuracy":
-            length = (hypothesis.dense_epochs or epochs) if curve is None else epochs
-            return str(self.training(curve, length, trial))
-        return self.pair_name(hypothesis.of, curve, epochs, trial)
-
-    def pair_name(self, measure: str, curve: Curve | None, epochs: int, trial: int) -> str:
-        """Return the name of a comparison in the plan."""
-        one = self.training(curve, epochs, trial)
-        return str(Pair(_QUESTIONS[measure], one, one))  # type: ignore[arg-type]  # the name needs only the first
-
     def accuracies(self, curve: Curve | None, epochs: int) -> list[float]:
         """Return the test accuracy, percent, of each finished trial."""
-        names = [str(self.training(curve, epochs, trial)) for trial in self.trials]
+        names = [str(self.study.training(curve, epochs, trial)) for trial in self.trials]
         return [100 - self.runs[name].metrics["test_error_percent"] for name in names if name in self.runs]
 
     def barriers(self, measure: str, curve: Curve, epochs: int) -> list[RunLine]:
         """Return the comparison of each finished trial."""
-        names = [self.pair_name(measure, curve, epochs, trial) for trial in self.trials]
+        names = [self.study.pair_name(measure, curve, epochs, trial) for trial in self.trials]
         return [self.runs[name] for name in names if name in self.runs]
 
     def epsilon(self, curve: Curve | None, epochs: int) -> float | None:
@@ -192,8 +175,10 @@ class StudyResults:
         """Return whether a difference at this length is about speed only.
 
         It is if the dense network is untrained there, or if either side gains more than `GAIN_POINTS` at a longer
-        length.
+        length. A dense side of another length must be trained to the end itself.
         """
+        if hypothesis.dense_epochs is not None and self.is_untrained(hypothesis.dense_epochs):
+            return True
         curves = [curve for curve in (hypothesis.first, hypothesis.second) if curve is not None]
         gains = [self._gain(curve, epochs, self.study.final_epochs) for curve in curves]
         return self.is_untrained(epochs) or any(gain is not None and gain > GAIN_POINTS + _TIE for gain in gains)
@@ -202,7 +187,8 @@ class StudyResults:
 
     def contrast(self, hypothesis: Hypothesis, epochs: int) -> Contrast:
         """Return first − second of every finished trial: accuracy, or barrier points."""
-        names = [[self._name(hypothesis, side, epochs, trial) for side in ("first", "second")] for trial in self.trials]
+        name = self.study.name_of_side
+        names = [[name(hypothesis, side, epochs, trial) for side in SIDES] for trial in self.trials]
         pairs = [(self.runs[first], self.runs[second]) for first, second in names]
         images = [(_by_image(a, hypothesis.of), _by_image(b, hypothesis.of)) for a, b in pairs]
         if all(a is not None and b is not None for a, b in images):
@@ -221,7 +207,7 @@ class StudyResults:
             one.name
             for one in self.study.hypotheses
             if any(
-                len({hardware[self._name(one, side, epochs, trial)] for side in ("first", "second")}) > 1
+                len({hardware[self.study.name_of_side(one, side, epochs, trial)] for side in SIDES}) > 1
                 for epochs in one.epochs
                 for trial in self.trials
             )
@@ -285,35 +271,63 @@ class StudyResults:
             found.append(f"Started before this version of the plan was committed: {', '.join(early)}.")
 
         # Phase: code, settings and missing images.
-        unclean = sorted({run.name for chain in own.values() for run in chain.runs if run.commit.endswith("+")})
-        if unclean:
-            found.append(f"Run with uncommitted changes of the code: {', '.join(unclean[:5])}, {len(unclean)} in all.")
-        if unlike := self._other_settings():
-            told = f"{', '.join(unlike[:5])}, {len(unlike)} in all"
-            found.append(f"Settings differ from the first run of the same length: {told}.")
+        runs = [run for chain in own.values() for run in chain.runs]
+        if unclean := sorted({run.name for run in runs if run.commit.endswith("+")}):
+            found.append(f"Run with uncommitted changes of the code: {_some(unclean)}.")
+        if unknown := sorted({run.name for run in runs if not run.commit}):
+            found.append(f"Run with unknown code, because it was not in a git clone: {_some(unknown)}.")
+        found += self._other_settings()
+        if self.amended:
+            found.append(f"A later commit changed these records: {'; '.join(self.amended)}.")
         runs = [run for chain in own.values() for run in chain.runs if run.curve is None]
         if partial := sorted(run.name for run in runs if not run.correct):
             found.append(
-                f"No results for single test images: {', '.join(partial[:5])}, {len(partial)} in all. Their contrasts "
-                "are compared by trials only."
+                f"No results for single test images: {_some(partial)}. Their contrasts are compared by trials only."
             )
         return found + [f"{other.study.name}: {sentence}" for other in self.beside for sentence in other.departures]
 
     def _other_settings(self) -> list[str]:
-        """Return trainings whose settings differ from the first with equal length, α and initialisation.
+        """Return sentences about own runs whose settings are not those of the plan, or differ among themselves.
 
         The tag `settings` covers everything except seeds, method and kind, such as precision, batch size and number of
-        processes.
+        processes. The plan leaves the number of processes open.
         """
-        first: dict[tuple[str, str, int | None], str | None] = {}
-        unlike = []
-        for one in self.study.plan.trainings():
-            if (run := self.runs.get(str(one))) is not None:
-                settings = run.tags.get("settings")
-                alpha = "uniform" if one.curve is None else one.curve.alpha
-                if first.setdefault((alpha, one.initialisation, one.epochs), settings) != settings:
-                    unlike.append(run.name)
-        return unlike
+        # Phase: the tags of every run, with those that the plan allows.
+        planned, found = PlannedSettings(self.study.plan), []
+        groups: dict[frozenset[str], dict[str | None, list[str]]] = {}
+        for name, chain in self.chains.items():
+            by_name = {run.name: run for run in chain.runs}
+            for run_name, training, is_level in planned.runs(name):
+                if (run := by_name.get(run_name)) is not None:
+                    allowed = planned.tags(training, run.tags.get("data_digest", ""), is_level=is_level)
+                    groups.setdefault(allowed, {}).setdefault(run.tags.get("settings"), []).append(run_name)
+
+        # Phase: compare.
+        if planned.known:
+            other = [
+                name
+                for allowed, tags in groups.items()
+                for tag, names in tags.items()
+                if tag not in allowed
+                for name in names
+            ]
+            if other:
+                found.append(f"Settings differ from those of the plan: {_some(sorted({*other}))}.")
+        else:
+            found.append(
+                "The settings cannot be derived from the plan, because its network is not built in. Runs are only "
+                "compared with each other."
+            )
+        for tags in groups.values():
+            first, *others = tags.values()
+            if unlike := sorted({name for names in others for name in names}):
+                found.append(f"Settings differ from those of {first[0]}: {_some(unlike)}.")
+        return found
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return the first names and their number, in words."""
+    return f"{', '.join(names[:5])}, {len(names)} in all"
 
 
 def barrier_points(run: RunLine, measure: str) -> float:
@@ -338,6 +352,25 @@ def _by_image(run: RunLine, measure: Measure) -> Floats | None:
     return right.astype(float) if measure == "accuracy" else right[-1].astype(float) - right[0]
 
 
+def amended_records(directory: Path) -> tuple[str, ...]:
+    """Return the records of a study that were changed after the commit that added them, grouped by the last commit.
+
+    Outside a git clone, and in a shallow one, there is no history: the result is empty.
+    """
+    # Each commit is one line that begins with a NUL, followed by the files that it changed.
+    told = _git(directory, "log", "--format=%x00%h “%s”", "--name-only", "--relative", "--", ".")
+    commits: dict[str, list[str]] = {}
+    for block in told.split("\0")[1:]:
+        commit, *files = block.strip().split("\n")
+        for file in filter(None, files):
+            commits.setdefault(file, []).append(commit)
+    last: dict[str, list[str]] = {}
+    for file, found in sorted(commits.items()):
+        if len(found) > 1 and (directory / file).exists():
+            last.setdefault(found[0], []).append(Path(file).stem)
+    return tuple(f"{_some(names)} (commit {commit})" for commit, names in last.items())
+
+
 def plan_commit(path: Path) -> tuple[str, int]:
     """Return the last commit of a plan and its time in ms.
 
@@ -345,14 +378,18 @@ def plan_commit(path: Path) -> tuple[str, int]:
     oldest commit seems to change every file.
     """
 
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(path.parent), *words], capture_output=True, text=True, timeout=30)
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    try:
-        if git("status", "--porcelain", "--", path.name) or git("rev-parse", "--is-shallow-repository") == "true":
-            return "", 0
-        commit, _, seconds = git("log", "-1", "--format=%H %ct", "--", path.name).partition(" ")
-    except (OSError, subprocess.TimeoutExpired):
+    if _git(path.parent, "status", "--porcelain", "--", path.name):
         return "", 0
+    if _git(path.parent, "rev-parse", "--is-shallow-repository") == "true":
+        return "", 0
+    commit, _, seconds = _git(path.parent, "log", "-1", "--format=%H %ct", "--", path.name).partition(" ")
     return (commit, 1000 * int(seconds)) if commit else ("", 0)
+
+
+def _git(directory: Path, *words: str) -> str:
+    """Return the output of git in a directory; empty if it fails or is missing."""
+    try:
+        done = subprocess.run(["git", "-C", str(directory), *words], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

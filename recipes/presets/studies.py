@@ -15,14 +15,23 @@ from recipes.presets.figures import SCALES
 
 
 def study_named(name: str) -> Study:
-    """Read the plan of a study. Raise ValueError for an unknown name."""
+    """Read and check the plan of a study.
+
+    Raises ValueError for an unknown name, and for a plan that could not be carried out or judged.
+    """
+    study = _read(name)
+    study.check_beside({other: _read(other) for other in study.beside})
+    return study
+
+
+def _read(name: str) -> Study:
     names = sorted(path.stem for path in STUDIES.glob("*.toml"))
     return read_study(STUDIES / f"{known('study', name, names)}.toml", SCALES)
 
 
 def read_results(study: Study, results: Path) -> StudyResults:
     """Read the records of a study and of the studies that its page compares it with."""
-    return StudyResults.read(study, results, {name: study_named(name) for name in study.beside})
+    return StudyResults.read(study, results, {name: _read(name) for name in study.beside})
 
 
 def write_study_page(study: Study, results: Path) -> None:

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 from mlflow import MlflowClient
 
+from harness.cli.lineage.printing import print_node, print_nodes
 from harness.common.escape import code_block, for_markdown
-from harness.lineage.browse.listing import columns, explain_barriers
+from harness.lineage.browse.listing import columns, explain_barriers, short_id
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.record import LineageRecord, Parent
 from harness.lineage.page.page import _table
@@ -220,3 +221,20 @@ def test_an_old_network_of_a_chosen_initialisation_still_had_its_drop_connect() 
     assert (chosen.drawn_before or "").startswith("the biases of its convolutions 0; trained with drop-connect")
     assert (replace(chosen, tags=tags).drawn_before or "").startswith("its convolutions from Kaiming normal")
     assert replace(chosen, tags=chosen.tags | {"model": "mobilenet_v2_cifar"}).drawn_before is None
+
+
+def test_lists_and_notes_name_what_older_versions_computed_in_another_way(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tags = {"question": "lmc", "bn_convention": "ema"}
+    old = summary("a", "analysis", tags=tags)
+    new = summary("b", "analysis", tags=tags | {"ema_start": "mean 0, variance 1"})
+    other = summary("c", "analysis", tags={"question": "lmc", "bn_convention": "recompute"})
+    drawn = summary("d", "training", tags={"model": "mobilenet_v2_cifar", "init_seed": "1"})
+    assert [sorted(node.other_ways) for node in (old, new, other, drawn)] == [["ema statistics"], [], [], ["θ_init"]]
+    print_nodes([old, new, other, drawn], {})
+    told = capsys.readouterr().out
+    assert f"ema statistics started the other way: {short_id(old)}; `show` tells how" in told
+    assert f"θ_init drawn the other way: {short_id(drawn)}; `show` tells how" in told
+    print_node(old, [], [])
+    assert "from the interpolated ones" in capsys.readouterr().out

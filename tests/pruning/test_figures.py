@@ -98,7 +98,8 @@ def test_gem_miner_in_figure_4_and_with_equal_numbers_of_weights(experiment: Exp
         ours, theirs = (again.ticket(equal.of_curve(Curve(m, "level"), level)[0]) for m in ("aws", "gem_miner"))
         aimed_at = PruningSchedule.of(search_from_json(theirs.record.config["search"])).density(level) * every
         assert aimed_at == pytest.approx(ours.mask.num_remaining + head, abs=2)
-        assert 0 < theirs.mask.num_remaining <= aimed_at
+        # Each of the two freezings rounds down.
+        assert aimed_at - 2 <= theirs.mask.num_remaining <= aimed_at
 
 
 def test_short_levels_are_found_by_their_page(experiment: Experiment) -> None:

@@ -754,7 +754,7 @@ def test_a_statement_can_be_about_the_dense_network_at_the_cost_of_a_ticket(made
     for one in plan.dense(9):
         made_up.replace(one, 3.525)
     text = page(collect(store_of(made_up), plan), [])
-    says = "our question: and with as many epochs as its ticket costs?"
+    says = "our question: and with as many epochs as the deepest ticket costs?"
     assert f"| {AWS} | dense, 9 epochs | {says} | a ≠ b | -3.70 |" in text
     assert "the dense network gains +1.50 points. With 4 epochs it is not trained to the end" in text
     tickets = [c.sides for c in results.claims if {*c.sides} == {"retrain (aws)", "retrain (lrr)"}]

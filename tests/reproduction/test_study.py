@@ -31,6 +31,7 @@ from harness.reproduction.study_records import (
     record_chain,
     wanted_names,
 )
+from recipes.presets import studies
 from recipes.presets.figures import SCALES
 from recipes.reproduce import STUDIES
 from tests.pruning.searching import open_experiment
@@ -242,6 +243,15 @@ def other_run(name: str, **changed):
         (other_run("stability-aws-L01-signed_mask-t11", parents=[]), "compares other networks"),
         (other_run("aws-L01-retrain-t11", metrics={"test_error_percent": float("nan")}), "has no test error"),
         (other_run("norm_init-aws-L01-level-t11", metrics={"barrier": -1.0}), "give a barrier of"),
+        (other_run("aws-s11-L00", tags={"sgd_seed": "12"}), "sgd_seed of aws-s11-L00 is 12"),
+        (other_run("aws-s11-L01", metrics={"density": 0.5}), "aws-s11-L01 has the density 0.5 instead of 0.8"),
+        (lambda values: values.update(hardware=None), "hardware is None"),
+        (lambda values: values.update(code="x"), "code is 'x'"),
+        (other_run("aws-L01-retrain-t11", commit=None), "commit is None"),
+        (lambda values: values["runs"][0].update(tags=None), "tags is None"),
+        (other_run("aws-L01-retrain-t11", tags={"sgd_seed": None}), "tags has a value that is no text"),
+        (other_run("aws-L01-retrain-t11", started_ms="x"), "started_ms is 'x'"),
+        (other_run("aws-L01-retrain-t11", hardware=7), "hardware is 7"),
         (other_run("aws-L01-retrain-t11", key="f" * 64), "not the digest of its determinants"),
     ],
 )
@@ -312,6 +322,20 @@ def test_runs_that_fail_verification_are_not_recorded(tiny, tmp_path, monkeypatc
         ('expects = "equal"', 'expects = "equal"\nepochs = [7]', r"hypothesis a: epochs are \(7,\)"),
         ('expects = "equal"', 'expects = "better"', "expects is 'better'; allowed: greater"),
         ("margin_points = 1.0", "margin_points = ", "changed.toml"),
+        ("margin_points = 1.0", "margin_points = 0", "margin_points is 0; it must be above 0"),
+        ("margin_points = 1.0", "margin_points = nan", "margin_points is nan; it must be above 0"),
+        ("trials = 2", "trials = 41", "trials is 41; it must be 1 to 40"),
+        ("trials = 2", "trials = 0", "trials is 0; it must be 1 to 40"),
+        ("level = 1", "level = 80", "level is 80; no weight of resnet8 is left there"),
+        ("final_epochs = [2, 4]", "final_epochs = [2, 4, 4]", r"final_epochs are \[2, 4, 4\]; give"),
+        ('expects = "equal"', 'expects = "equal"\nepochs = []', r"hypothesis a: epochs are \(\)"),
+        ('expects = "equal"', 'expects = "equal"\nepochs = [2, 2]', r"hypothesis a: epochs are \(2, 2\)"),
+        ('second = "retrain (aws)"', 'second = "signed_mask (aws)"', r"both sides are signed_mask \(aws\)"),
+        ('second = "retrain (aws)"', 'second = "dense"\ndense_epochs = 2', "less than the 4 epochs of the other"),
+        ('second = "retrain (aws)"', 'second = "dense"\ndense_epochs = "5"', "dense_epochs is 5, but dense is"),
+        ('expects = "equal"', 'expects = "equal"\ndense_epochs = 4', "dense_epochs needs the accuracy of a side"),
+        ('question = "D', 'beside = "depth"\nquestion = "D', "beside is 'depth'; give a list of names"),
+        ('question = "D', 'beside = ["changed"]\nquestion = "D', "give a list of names of other studies"),
         ('"retrain (aws)", "signed', '"retrain (imp)", "signed', r"retrain \(imp\) has no second length \(4 epochs\)"),
         ('stability = ["signed_mask (aws)"]', 'stability = ["retrain (wr)"]', r"retrain \(wr\) has no second noise"),
     ],
@@ -320,6 +344,29 @@ def test_an_invalid_plan_is_an_error_with_its_file_name(tiny, tmp_path, before, 
     with pytest.raises(ValueError, match=told) as error:
         read_study(edited(tmp_path, before, after), {"tiny": lambda *_: tiny[1].plan.scale})
     assert str(error.value).startswith(str(tmp_path / "changed.toml"))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ('network = "resnet56"', 'network = "resnet57"', "unknown network 'resnet57'"),
+        ('dataset = "digits"', 'dataset = "digit"', "unknown data set of --scale small 'digit'"),
+        ('first = "signed_mask (aws)"', 'first = "signed_mask (imp)"', "needs the run imp-L11-signed_mask-t11"),
+        ('first = "level (lrr)"', 'first = "retrain (lrr)"', "needs the run norm_init-lrr-L11-retrain-t11"),
+        ('stability = ["retrain (lrr)", "signed_mask (lrr)", ', "stability = [", "stability-lrr-L11-signed_mask-t11"),
+        ('title = "', 'beside = ["depths"]\ntitle = "', "unknown study 'depths'"),
+        ('title = "', 'beside = ["end"]\ntitle = "', "the study end beside it has another regime"),
+    ],
+)
+def test_a_plan_that_cannot_be_carried_out_is_refused(tmp_path, monkeypatch, before, after, told):
+    for path in STUDIES.glob("*.toml"):
+        (tmp_path / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    text = (tmp_path / "depth.toml").read_text(encoding="utf-8")
+    assert before in text
+    (tmp_path / "depth.toml").write_text(text.replace(before, after, 1), encoding="utf-8")
+    monkeypatch.setattr(studies, "STUDIES", tmp_path)
+    with pytest.raises(ValueError, match=told):
+        studies.study_named("depth")
 
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.toml")), ids=lambda path: path.stem)

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from harness.analysis.barrier import BarrierCurve
+from harness.reproduction.figure import Curve
+from harness.reproduction.figure_plan import Training
 from harness.reproduction.study import Study, read_study
 from harness.reproduction.study_page import page, write_page
 from harness.reproduction.study_records import (
@@ -23,7 +25,9 @@ from harness.reproduction.study_records import (
     tags_of,
     wanted_names,
 )
-from harness.reproduction.study_results import StudyResults, barrier_points, plan_commit
+from harness.reproduction.study_results import StudyResults, amended_records, barrier_points, plan_commit
+from harness.reproduction.study_settings import PlannedSettings
+from recipes.presets.figure_options import RESULTS
 from recipes.presets.figures import SCALES
 from recipes.reproduce import (
     STUDIES,
@@ -37,6 +41,7 @@ from recipes.reproduce import (
 pytestmark = pytest.mark.long  # pages take seconds
 
 IMAGES = 500
+DATA = "d" * 64
 ALPHAS = tuple(i / 10 for i in range(11))
 
 
@@ -103,20 +108,27 @@ def error_of(name: str, dense: dict[int, int]) -> int:
     return worse[kind] + (12 if name.startswith("lrr") and kind == "signed_mask" and not late else 0)
 
 
+def tags_of_run(study: Study, planned: PlannedSettings, training: Training) -> dict[str, str]:
+    """Return the tags of a training that the plan asks for."""
+    is_level = training.kind == "level"
+    settings = min(planned.tags(training, DATA, is_level=is_level))
+    return tags_of(study.plan, training, is_level=is_level) | {"data_digest": DATA, "settings": settings}
+
+
 def records(study: Study, results: Path, trials: int = 10, dense: dict[int, int] | None = None) -> None:
     """Write synthetic records of a study's first `trials` trials.
 
     Args:
         dense: Wrong images of the dense network, by number of epochs.
     """
-    dense = dense or {20: 200, 100: 12, 176: 10}
+    dense, planned = dense or {20: 200, 100: 12, 176: 10}, PlannedSettings(study.plan)
     for chain, trainings in study.plan.chains().items():
         trial = trainings[0].trial
         if trial not in list(study.plan.trials)[:trials]:
             continue
         # Phase: one record per run of the chain
         lines = []
-        tags = {str(one): tags_of(study.plan, one, is_level=one.kind == "level") for one in trainings}
+        tags = {str(one): tags_of_run(study, planned, one) for one in trainings}
         spent = {str(one): float(one.epochs or study.final_epochs[0]) for one in trainings}
         ends = {str(pair): (str(pair.first), str(pair.second)) for pair in study.plan.pairs()}
         for name in wanted_names(study.plan, chain):
@@ -163,13 +175,15 @@ def test_a_complete_study_is_judged_by_its_plan(tmp_path):
     assert files == {"study.png", "study.svg", "accuracy.csv", "hypotheses.csv", "results.json", "page.md"}
     text = (tmp_path / "page" / "page.md").read_text()
     assert text.startswith(f"# {study.title}") and study.sha256 in text and "c" * 40 in text
+    assert "learning rate 0.1, weight decay 0.0005, batch 64; warm-up 10 epochs, 6 epochs per level" in text
+    assert "barrier, SGD-noise stability: signed_mask (lrr) > signed_mask (aws) (f, stability, 100 epochs)" in text
     assert "**Departures from the plan:** none." in text and "17 claims were tested" in text
     assert "| 20 | 59.78 ± 0.18 |" in text and "no: speed only" in text
     # the sides are called first and second, because hypotheses have names such as a and b
     assert "| 20 | speed | first > second | " in text and "| dense (176 epochs) | 100 |" in text
     # the summary separates differences in speed from those at the end of training
     end, speed = text.split("**After full training**")[1].split("**Speed only**")
-    better = "AWS's sign is better than LRR's"
+    better = "signed_mask (aws) > signed_mask (lrr)"
     assert f"{better} (c, 20 epochs)" in speed.split("- shown:")[1].split("\n")[0]
     assert f"{better} (c, 100 epochs)" in end and f"{better} (c, 100 epochs)" not in end.split("- shown:")[1]
     # ε is shown only for lengths at which the dense network is fully trained
@@ -194,6 +208,7 @@ def test_an_incomplete_study_is_not_judged(tmp_path):
         "9 of 10 trials are finished. The numbers are provisional. No hypothesis is judged." in text
         and "shown" not in text
     )
+    assert "Intervals over so few trials are too narrow." in text
     with pytest.raises(ValueError, match="no trial of the study end is finished"):
         write_page(read(study_named("end"), tmp_path), tmp_path / "page")
 
@@ -271,6 +286,11 @@ def test_departures_from_the_plan_are_listed(tmp_path):
     assert "another version of the plan: aws-s12." in text
     assert "Started before this version of the plan was committed: aws-s11" in text
     assert "uncommitted changes of the code: " in text
+    change(depth, tmp_path, "dense-t12", "dense-t12", commit="")
+    assert (
+        "Run with unknown code, because it was not in a git clone: dense-t12, 1 in all."
+        in read(depth, tmp_path).departures
+    )
     assert "commit date of the plan is unknown" in " ".join(replace(results, commit="").departures)
 
 
@@ -302,6 +322,10 @@ def test_runs_of_other_data_are_not_compared(tmp_path):
     change(depth, tmp_path, "dense-t11", "dense-t11", tags={**tags, "data_digest": "f" * 64})
     with pytest.raises(ValueError, match="have different data"):
         read(depth, tmp_path)
+    # The digest counts without images too.
+    change(depth, tmp_path, "dense-t11", "dense-t11", correct="", num_images=0)
+    with pytest.raises(ValueError, match="have different data"):
+        read(depth, tmp_path)
 
 
 def test_runs_without_per_image_results_are_compared_by_trials(tmp_path):
@@ -322,9 +346,74 @@ def test_other_settings_within_a_study_are_a_departure(tmp_path):
     kept = finished_chains(depth, tmp_path)["aws-s12"]
     tags = next(run.tags for run in kept.runs if run.name == "aws-L11-mask-t12")
     change(depth, tmp_path, "aws-s12", "aws-L11-mask-t12", tags={**tags, "settings": "bf16"})
-    assert "differ from the first run of the same length: aws-L11-mask-t12, 1 in all" in " ".join(
-        read(depth, tmp_path).departures
-    )
+    told = " ".join(read(depth, tmp_path).departures)
+    assert "Settings differ from those of the plan: aws-L11-mask-t12, 1 in all." in told
+
+
+@pytest.mark.parametrize("trials", [1, 10])
+def test_runs_of_other_settings_than_the_plans_are_a_departure(tmp_path, trials):
+    """Change what the name of a scale stands for: all recorded runs agree with each other, but not with the plan."""
+    depth = study_named("depth")
+    records(depth, tmp_path, trials=trials)
+    assert read(depth, tmp_path).departures == []
+    scale = depth.plan.scale
+    faster = replace(scale, config=replace(scale.config, optim=replace(scale.config.optim, lr=0.5)))
+    other = replace(depth, plan=replace(depth.plan, scale=faster))
+    told = read(other, tmp_path).departures
+    assert len(told) == 1 and told[0].startswith("Settings differ from those of the plan: aws-L11-level-t11, ")
+
+
+def test_another_alpha_than_the_plans_is_a_departure(tmp_path):
+    depth, alpha = study_named("depth"), study_named("alpha")
+    records(depth, tmp_path)
+    records(alpha, tmp_path)
+    (uniform,) = {
+        run.tags["settings"]
+        for run in finished_chains(depth, tmp_path)["aws-s11"].runs
+        if run.name == "aws-L11-retrain-t11"
+    }
+    for trial in alpha.plan.trials:
+        kept = finished_chains(alpha, tmp_path)[f"aws-alpha_zero-s{trial}"]
+        for run in kept.runs:
+            change(alpha, tmp_path, f"aws-alpha_zero-s{trial}", run.name, tags={**run.tags, "settings": uniform})
+    assert any(one.startswith("Settings differ from those of the plan") for one in read(alpha, tmp_path).departures)
+
+
+@pytest.mark.parametrize("name", ["depth", "alpha", "end"])
+def test_the_recorded_runs_have_the_settings_of_their_plans(name):
+    """Derive the settings of the repository's own records from their plans."""
+    study = study_named(name)
+    results = read(study, RESULTS)
+    assert results.chains and not any("Settings" in one or "settings" in one for one in results.departures)
+
+
+def test_records_that_were_changed_later_are_a_departure(tmp_path):
+    def git(*words: str) -> None:
+        who = ("-c", "user.name=x", "-c", "user.email=x@x")
+        subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True, capture_output=True)
+
+    depth = study_named("depth")
+    records(depth, tmp_path)
+    assert amended_records(directory_of("depth", tmp_path)) == ()  # outside a repository
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "Record")
+    assert read(depth, tmp_path).departures == []
+    change(depth, tmp_path, "aws-s12", "aws", hardware="another machine")
+    git("commit", "-qam", "Name the machine")
+    (told,) = read(depth, tmp_path).departures
+    assert told.startswith("A later commit changed these records: aws-s12, 1 in all (commit ")
+    assert "“Name the machine”" in told
+
+
+def test_a_dense_side_must_be_trained_to_the_end_itself(tmp_path):
+    depth = study_named("depth")
+    records(depth, tmp_path, dense={20: 12, 100: 60, 176: 12})
+    results = read(depth, tmp_path)
+    one = replace(next(one for one in depth.hypotheses if one.name == "dense"), first=Curve("lrr", "retrain"))
+    assert results.is_untrained(100) and not results.is_untrained(20) and not results.is_untrained(176)
+    assert not results.is_of_speed(replace(one, dense_epochs=176), 20)
+    assert results.is_of_speed(replace(one, dense_epochs=100), 20)
 
 
 @pytest.mark.parametrize(

@@ -11,17 +11,14 @@ from __future__ import annotations
 
 import importlib
 import logging
-import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from harness.cli.errors import interrupted, reader_has_gone
+from harness.cli.errors import clear_errors
 from harness.cli.lineage.store_options import StoreOptions
 from harness.cli.parser import parse_command
-from harness.common.escape import for_terminal
 from harness.common.logging import show_messages
-from harness.common.optional import explained
 
 _log = logging.getLogger(__name__)
 
@@ -70,22 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: Words to parse. None means those of the process.
     """
     warnings.showwarning = lambda message, *_: _log.warning(str(message))
-    try:
+    with clear_errors():
         command: Command = parse_command(COMMANDS, description=__doc__, arguments=arguments)
         show_messages(command.place.verbosity)
         command.run()
-    except KeyboardInterrupt:
-        sys.exit(interrupted())
-    except ImportError as error:
-        if (line := explained(error)) is None:
-            raise
-        print(f"error: {line}", file=sys.stderr)
-        sys.exit(1)
-    except (ValueError, LookupError, OSError) as error:
-        if reader_has_gone(error):
-            return
-        text = str(error.args[0] if isinstance(error, KeyError) else error)
-        if isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError) and error.filename:
-            text = f"cannot open {error.filename}: {error.strerror}"
-        print(f"error: {for_terminal(text)}", file=sys.stderr)
-        sys.exit(1)

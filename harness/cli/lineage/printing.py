@@ -79,7 +79,7 @@ def _rows(nodes: Sequence[RunSummary]) -> list[dict[str, str]]:
 def _print_legend(nodes: Sequence[RunSummary]) -> None:
     """Explain the marks in a table and name unusual runs.
 
-    These are unfinished runs, and runs whose θ_init an older version drew in another way.
+    These are unfinished runs, and runs of older versions that computed something in another way.
     """
     if any(node.run_id is None and node.other_run_id is None for node in nodes):
         print_lines("", f"* key of a local run that is not in MLflow yet; `{command('lineage sync')}` delivers it")
@@ -89,10 +89,12 @@ def _print_legend(nodes: Sequence[RunSummary]) -> None:
         names = ", ".join(f"{short_id(node)} ({node.other_run_id})" for node in others[:3])
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         print_lines("", f"≠ an MLflow run has this key, but other contents: {names}{more}; `verify` tells more")
-    if others := [node for node in nodes if node.drawn_before is not None]:
+    for subject in dict.fromkeys(subject for node in nodes for subject in node.other_ways):
+        others = [node for node in nodes if subject in node.other_ways]
         names = ", ".join(short_id(node) for node in others[:3])
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        print_lines("", f"θ_init drawn the other way: {names}{more}; `show` tells how")
+        verb = next(iter(others)).other_ways[subject].partition(":")[0]
+        print_lines("", f"{subject} {verb}: {names}{more}; `show` tells how")
     if names := ", ".join(short_id(node) for node in nodes if node.run_id and node.status != "FINISHED"):
         print_lines("", f"not finished: {names}; `{command('lineage sync')}` completes an interrupted delivery")
 
@@ -113,7 +115,7 @@ def print_node(node: RunSummary, parents: Sequence[RunSummary], children: Sequen
         *(("origin", f"{run_id}  (its run ID in its original store)") for run_id in node.origin_run_ids),
         ("key", node.key),
         ("date", columns(node)["date"]),
-        *([("θ_init", f"drawn the other way: {node.drawn_before}")] if node.drawn_before else []),
+        *node.other_ways.items(),
     ]
     print_fields(identity, title="IDs")
 

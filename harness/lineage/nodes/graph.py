@@ -80,6 +80,16 @@ class RunSummary:
         other = self.tags.get("initialisation") == _OTHER or self.name.endswith(f" from {_OTHER}")
         return drawn_before(self.tags.get("model", ""), self.tags, by_scheme=other) if draws else None
 
+    @property
+    def other_ways(self) -> dict[str, str]:
+        """Subject → how an older version computed it, where the current one differs and the tags tell."""
+        ways = {}
+        if (drawn := self.drawn_before) is not None:
+            ways["θ_init"] = f"drawn the other way: {drawn}"
+        if self.kind == "analysis" and self.tags.get("bn_convention") == "ema" and "ema_start" not in self.tags:
+            ways["ema statistics"] = "started the other way: from the interpolated ones"
+        return ways
+
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as JSON-serialisable data."""
         return asdict(self)

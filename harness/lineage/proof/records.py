@@ -200,13 +200,11 @@ def older_ways(record: LineageRecord) -> Iterator[str]:
 
     The checks allow for these differences, so they are no faults.
     """
-    if (before := RunSummary.of(record).drawn_before) is not None:
-        yield f"its θ_init was drawn the other way: {before}; current versions use torch's default draw"
-    if record.kind == "analysis" and record.tags.get("bn_convention") == "ema" and "ema_start" not in record.tags:
-        yield (
-            "its ema statistics started the other way: from the interpolated ones; current versions start from mean 0 "
-            "and variance 1"
-        )
+    ways = RunSummary.of(record).other_ways
+    if "θ_init" in ways:
+        yield f"its θ_init was {ways['θ_init']}; current versions use torch's default draw"
+    if "ema statistics" in ways:
+        yield f"its ema statistics {ways['ema statistics']}; current versions start from mean 0 and variance 1"
     method = METHODS.get(record.tags.get("method", "")) if record.kind == "level" else None
     if OWN_LOOP in record.config:
         return

@@ -220,8 +220,8 @@ def _sentence(node: RunSummary) -> str:
             points, is_difference = barrier
             what = "errors differ by **{:.2f}** points" if is_difference else "barrier **{:.2f}** points above the line"
             error = what.format(points)
-    drawn = f"θ_init drawn the other way: {node.drawn_before}" if node.drawn_before else ""
-    return "; ".join(part for part in (subject, left, error, seeds, drawn) if part) + "."
+    ways = "; ".join(map(" ".join, node.other_ways.items()))
+    return "; ".join(part for part in (subject, left, error, seeds, ways) if part) + "."
 
 
 def _files(node: RunSummary, parents: Sequence[Relative]) -> str:
