@@ -14,7 +14,7 @@ from harness.analysis.summary import Summary
 from harness.config import SearchConfig
 from harness.lineage.nodes.record import BEFORE_TRAINING
 from harness.pruning import METHODS
-from harness.reproduction.figure import PAPER, Figure
+from harness.reproduction.figure import DENSE, PAPER, Figure
 from harness.reproduction.figure_plan import FigurePlan, Scale
 from harness.reproduction.paper import Printed, prints_numbers
 from harness.reproduction.results import QUESTIONS, Judged, Point, Results
@@ -332,10 +332,8 @@ def _how_tested(results: Results) -> str:
         family_in_words([claim.verdict for claim in claims]),
     ]
     if results.unclaimed:
-        lines.append(
-            f"{len(results.unclaimed)} claims against the dense network were not tested, because it is not trained to "
-            "the end."
-        )
+        left = "; ".join(f"{one.first or DENSE} − {one.second or DENSE}" for one in results.unclaimed)
+        lines.append(f"Not tested, because the dense network is not trained to the end: {left}.")
     if results.plan.shared_search:
         lines.append("All trials share one search, so the results hold for its tickets only.")
     return "\n\n".join(lines)

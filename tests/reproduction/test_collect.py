@@ -674,6 +674,7 @@ def test_three_trials_are_too_few_and_the_page_says_so(made_up, plan):
     results = collect(store_of(made), made.plan)
     assert {claim.verdict.word for claim in results.claims} == {"not shown"}
     text = page(results, [])
+    assert "Intervals over so few trials are too narrow." in text
     assert "not shown: too few trials, p ≥ 0.25 |" in text and "not shown: too few trials, p ≥ 0.125 |" in text
     assert "Each contrast needs 8 trials. No contrast has enough." in text
     assert "**Exploratory: no plan was committed before these runs.**" in text
@@ -743,6 +744,24 @@ def test_a_statement_can_be_about_the_dense_network(made_up, plan):
     assert f"| {AWS} | dense | worse | a < b | -2.20 |" in page(collect(store_of(made), made.plan), [])
 
 
+def test_a_page_without_a_longer_dense_training_says_that_its_length_was_not_tested(made_up, plan):
+    figure = replace(plan.figure, dense_at_ticket_cost=False, claims=plan.figure.claims[:5])
+    made = type(made_up)(made_up.nodes.directory, replace(plan, figure=figure))
+    made.everything()
+    told = page(collect(store_of(made), made.plan), []).split("\n\n")[1]
+    assert told.startswith("**Whether 4 final epochs are the end of training was not tested")
+
+
+@pytest.mark.parametrize("figure", ["fig3", "rewinding"])
+def test_the_page_says_which_seeds_the_sides_of_a_trial_share(made_up, plan, figure):
+    own = replace(plan, figure=figure_named(figure), scale=replace(plan.scale, barrier_level=None))
+    made = type(made_up)(made_up.nodes.directory, own)
+    made.everything()
+    text = page(collect(store_of(made), made.plan), [])
+    assert "Both sides of a trial share the seeds of their searches, and the noise of final trainings." in text
+    assert ("with the search's own noise and initialisation" in text) == (figure == "rewinding")
+
+
 def test_a_statement_can_be_about_the_dense_network_at_the_cost_of_a_ticket(made_up, plan):
     made_up.everything()
     results = collect(store_of(made_up), plan)
@@ -757,5 +776,12 @@ def test_a_statement_can_be_about_the_dense_network_at_the_cost_of_a_ticket(made
     says = "our question: and with as many epochs as the deepest ticket costs?"
     assert f"| {AWS} | dense, 9 epochs | {says} | a ≠ b | -3.70 |" in text
     assert "the dense network gains +1.50 points. With 4 epochs it is not trained to the end" in text
+    # Then the page speaks of speed, makes no claim against the dense network, and has no ε from it.
+    speed = "**Speed only: the dense network is not trained to the end after 4 epochs. With 9 it gains +1.50 points."
+    assert text.split("\n\n")[1].startswith(speed) and "Speed only" not in page(results, [])
+    assert f"Not tested, because the dense network is not trained to the end: {AWS} − dense." in text
+    assert f"| {AWS} | dense | " not in text and f"| {AWS} | dense | " in page(results, [])
+    assert "(not given, because the dense network is not trained to the end)" in text
+    assert results.epsilon is not None and collect(store_of(made_up), plan).epsilon is None
     tickets = [c.sides for c in results.claims if {*c.sides} == {"retrain (aws)", "retrain (lrr)"}]
     assert tickets == [("retrain (aws)", "retrain (lrr)")]

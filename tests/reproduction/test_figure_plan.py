@@ -211,3 +211,97 @@ def test_rewinding_asks_whether_signs_of_full_trainings_reach_their_ticket(metho
     figure, signs, ticket = FIGURES["rewinding"], Curve(method, "signed_mask"), Curve(method, "level")
     assert {signs, ticket} <= {*figure.curves}
     assert [one.expects for one in figure.claims if (one.first, one.second) == (signs, ticket)] == ["differs"]
+
+
+CLAIMS = {
+    "fig2": (
+        "signed_mask_norm (lrr) ≈ retrain (lrr)",
+        "signed_mask_norm (lrr) > signed_mask (lrr)",
+        "signed_mask (lrr) ≈ mask (lrr)",
+    ),
+    "fig3": (
+        "signed_mask (aws) ≈ retrain (aws)",
+        "signed_mask (aws) > mask (lrr)",
+        "signed_mask (aws) > signed_mask (lrr)",
+        "signed_mask (lrr) < retrain (lrr)",
+        "signed_mask (lrr) ≈ mask (lrr)",
+        "retrain (aws) ≥ retrain (lrr)",
+        "signed_mask (aws) ≥ dense",
+        "signed_mask (aws) ≠ longer dense",
+    ),
+    "claims": (
+        "signed_mask (aws) ≈ retrain (aws)",
+        "signed_mask (aws) > mask (aws)",
+        "signed_mask (aws) > signed_mask (lrr)",
+        "signed_mask_norm (lrr) > signed_mask (lrr)",
+        "signed_mask (lrr) < retrain (lrr)",
+        "signed_mask (lrr) ≈ mask (lrr)",
+        "retrain (aws) ≥ retrain (lrr)",
+        "signed_mask (aws) ≥ dense",
+        "signed_mask (aws) ≠ longer dense",
+    ),
+    "rewinding": (
+        "level (imp) < retrain (lrr)",
+        "level (wr) < retrain (lrr)",
+        "signed_mask (imp) ≠ level (imp)",
+        "signed_mask (wr) ≠ level (wr)",
+    ),
+    "short_levels": (
+        "retrain (lrr) ≈ level (lrr_full)",
+        "retrain (aws) ≈ retrain (aws_full)",
+        "signed_mask (lrr) ≈ signed_mask (lrr_full)",
+        "signed_mask (aws) ≈ signed_mask (aws_full)",
+    ),
+    "fig4": (
+        "signed_mask (aws) > level (gem_miner)",
+        "signed_mask (aws) ≈ retrain (aws)",
+        "signed_mask (gem_miner) < level (gem_miner)",
+        "signed_mask (aws) ≥ dense",
+        "signed_mask (aws) ≠ longer dense",
+    ),
+    "fig4_equal": ("signed_mask (aws) ≠ level (gem_miner)",),
+    "gem_miner": (),
+    "fig5": ("signed_mask_norm_const (lrr) ≈ signed_mask (lrr)",),
+    "fig6": (
+        "signed_mask (lrr) ≈ retrain (lrr)",
+        "signed_mask (aws) ≈ signed_mask (lrr)",
+    ),
+    "table1": (
+        "signed_mask (aws) ≈ retrain (aws)",
+        "signed_mask (aws) > signed_mask (lrr)",
+        "signed_mask (lrr) < retrain (lrr)",
+        "signed_mask (aws) ≠ dense",
+        "signed_mask (aws) ≠ longer dense",
+    ),
+    "table2": (
+        "signed_mask (aws) ≈ retrain (aws)",
+        "signed_mask (aws) > signed_mask (lrr)",
+        "signed_mask (lrr) < retrain (lrr)",
+        "signed_mask (aws) ≠ dense",
+        "signed_mask (aws) ≠ longer dense",
+    ),
+    "controls": (
+        "signed_mask (aws) ≠ random_signs (aws)",
+        "signed_mask from constant (aws) ≠ signed_mask (aws)",
+        "signed_mask from constant (aws) ≠ retrain (aws)",
+        "mask (aws) ≠ random_mask (aws)",
+    ),
+    "transfer": (
+        "signed_mask (aws) ≠ mask (aws)",
+        "signed_mask (lrr) ≠ mask (lrr)",
+        "signed_mask (aws) ≠ signed_mask (lrr)",
+        "mask (aws) ≠ random_mask (aws)",
+    ),
+}
+"""Figure → its claims and questions; ≈ and ≥ have a margin of one point. “longer dense” has the ticket's epochs."""
+SYMBOLS = {"greater": ">", "less": "<", "differs": "≠", "equal": "≈", "not_worse": "≥"}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_claims_by_hand(name: str) -> None:
+    found = []
+    for one in FIGURES[name].claims:
+        dense = "longer dense" if one.dense_at_ticket_cost else "dense"
+        found.append(f"{one.first or dense} {SYMBOLS[one.expects]} {one.second or dense}")
+        assert one.margin == (1.0 if one.expects in ("equal", "not_worse") else None)
+    assert tuple(found) == CLAIMS[name]
