@@ -26,8 +26,7 @@ def clear_errors() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:  # before a launch listens for signals, or after it
-        _say("stopped: got SIGINT")
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(interrupted())
     except _loaded("harness.distributed.world", "OtherRankFailedError"):
         sys.exit(1)  # the other rank prints the error
     except _loaded("harness.distributed.stop", "StoppedError") as error:
@@ -51,6 +50,12 @@ def clear_errors() -> Iterator[None]:
             text = f"cannot open {error.filename}: {error.strerror}"
         _say(f"error: {text}")
         sys.exit(1)
+
+
+def interrupted() -> int:
+    """Print that Ctrl-C ended the command, and return its exit code."""
+    _say("stopped: got SIGINT")
+    return 128 + signal.SIGINT
 
 
 def _say(line: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import Literal, cast
 
 from harness.config import Kind, SearchConfig
 from harness.data.spec import DATASETS
@@ -15,7 +15,7 @@ from harness.reproduction.figure_plan import FigurePlan, Training
 
 MOST_PROCESSES = 64
 """A plan leaves the number of processes of a launch open, up to this."""
-_PRECISIONS = ("no", "bf16", "fp16")
+_PRECISIONS: tuple[Literal["no", "bf16", "fp16"], ...] = ("no", "bf16", "fp16")
 """Results of the precision "auto"."""
 
 
