@@ -108,11 +108,19 @@ class ComparisonConfig:
     starts from mean 0 and variance 1, as in the authors' scripts. none: statistics are interpolated like all other
     tensors."""
     bn_images: int | Literal["all"] = 10_000
-    """Training images for estimating these statistics. All images if the set has fewer."""
+    """Training images for estimating these statistics under cumulative. All images if the set has fewer. ema always
+    uses all, and none uses no images."""
 
     def __post_init__(self) -> None:
         ok = self.bn_images == "all" or self.bn_images >= 1
         require(ok, f"bn_images is {self.bn_images}; it must be all, or at least 1")
+        unheeded = self.bn_convention == "none" or (self.bn_convention == "ema" and self.bn_images != "all")
+        require(
+            not unheeded or self.bn_images == ComparisonConfig.bn_images,
+            f"bn_images {self.bn_images} has no effect with bn_convention {self.bn_convention}, which uses "
+            f"{'all training images' if self.bn_convention == 'ema' else 'no images'}; remove --bn-images, or give "
+            "--bn-convention cumulative",
+        )
         require(self.num_alphas >= 2, f"num_alphas is {self.num_alphas}; it must be at least 2, for the two ends")
 
     @property
