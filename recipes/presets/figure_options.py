@@ -22,6 +22,16 @@ if not RESULTS.is_dir():  # installed without the repository
     RESULTS = Path("results")
 
 
+def check_subject(figure: str, study: str | None, results: Path) -> None:
+    """Raise ValueError unless the command line names a figure or a study, with the directory that it has."""
+    if figure and study:
+        raise ValueError(f"give a FIGURE or --study NAME, not both: {figure} and {study}")
+    if not figure and not study:
+        raise ValueError(f"give a FIGURE ({', '.join(FIGURES)}) or --study NAME")
+    if figure and results != RESULTS:
+        raise ValueError("--results is for studies: --out chooses the directory of a figure's page")
+
+
 @dataclass(frozen=True)
 class ChangedSettings:
     """Settings that override those of --scale, to test how a claim depends on them."""
@@ -145,6 +155,26 @@ class FigureOptions:
             reduction="; ".join(reductions) or None,
         )
         return FigurePlan(figure, self.changes.applied(figure, scale), self.shared_search)
+
+    def check_width(self) -> None:
+        """Raise ValueError if the network does not have the given width. The network is built without values."""
+        if self.width is None:
+            return
+        import torch
+
+        from harness.data.spec import DATASETS
+        from harness.models import build_model
+
+        config = self.plan.scale.config
+        spec = DATASETS[config.data.name]
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            build_model(
+                config.model.name,
+                num_classes=spec.num_classes,
+                channels=spec.channels,
+                image_size=spec.image_size,
+                width=self.width,
+            )
 
     def _subject(self, figure: Figure) -> tuple[str, str]:
         """Return data set and network: the given ones, else the defaults of the figure or of the scale."""
