@@ -4,8 +4,8 @@
     python tools/report.py fig3 --scale small --dataset fashion_mnist_small
     python tools/report.py --study depth      # from the records under docs/results; needs no runs
 
-The page has plots and tables, and lists missing runs. `accelerate launch recipes/reproduce.py` with the same options
-makes them.
+The page has plots and tables, and lists missing runs. `python recipes/reproduce.py` with the same options makes them,
+except --settings, which only this command has.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ Launch     python recipes/reproduce.py fig3 --dataset cifar100 --network resnet5
            python recipes/reproduce.py fig3 --jobs 8        # 8 processes on this node: one for each GPU, or CPU cores
            python recipes/reproduce.py --study depth
 
-Pages are written to results/ and to the lineage. `python tools/report.py` writes a page again without training.
+A figure's page is written to results/ and to the lineage, a study's to studies/NAME below --results.
+`python tools/report.py` writes a page again without training.
 """
 
 from __future__ import annotations

@@ -111,7 +111,9 @@ class FigureOptions:
     """Channels of the network's first stage. Figure 4 uses 16 and 32. The default is the network's own width."""
     trials: int | None = None
     """Repetitions with different seeds. The default is that of --scale (3; smoke: 1)."""
-    changes: Annotated[ChangedSettings, tyro.conf.OmitArgPrefixes] = ChangedSettings()
+    changes: Annotated[ChangedSettings, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="scale-overriding")] = (
+        ChangedSettings()
+    )
     levels: tuple[int, ...] | None = None
     """Levels whose tickets get final trainings. Overrides --scale. Choose fewer levels for a faster figure."""
     shared_search: bool = False
@@ -221,7 +223,8 @@ class ReproductionOptions(FigureOptions):
     seconds_per_epoch: float | None = None
     """With --list: seconds of one epoch, to estimate hours. The default is measured from finished runs in --runs."""
     shard: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None
-    """Make the I-th of N shares of the runs, such as 1/4, and no page. Use it to spread a figure over machines."""
+    """Make the I-th of N shares of the runs, such as 1/4, and no page. Use it to spread a figure over machines. A study
+    shares whole trials. It writes its page also with --shard, if the share was recorded before."""
     jobs: int = 1
     """Processes that make runs side by side on this node, each with its own GPU or its own CPU cores. Use it to fill a
     machine with small networks."""
