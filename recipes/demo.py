@@ -7,7 +7,7 @@ Compared    SGD-noise stability of signed_mask and of retrain. Linear mode conne
 Expected    test error in % of two trials: dense 1.10 ± 0.14; AWS: retrain and signed_mask 0.60, mask 1.40;
             LRR: retrain and signed_mask 1.00 ± 0.57, mask 1.20. Other kinds of CPU give slightly different numbers
 Time        5 minutes
-Hardware    one of two x86-64 cores
+Hardware    one x86-64 core
 Launch      make demo        (or: python recipes/demo.py)
 """
 
