@@ -145,4 +145,6 @@ def browse_command(experiment: Experiment) -> str:
     if experiment.config.offline:
         return command(f"lineage list{options}")
     name = experiment.store.server.experiment
-    return command(f"lineage ui{'' if name == DEFAULT_EXPERIMENT else f' --experiment {shlex.quote(name)}'}{options}")
+    if name != DEFAULT_EXPERIMENT:
+        options = f" --experiment {shlex.quote(name)}{options}"
+    return command(f"lineage ui{options}")
