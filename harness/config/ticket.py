@@ -37,22 +37,24 @@ class TicketConfig:
     ticket: str
     """Run ID of a level, or a unique prefix of it."""
     kind: Kind = "signed_mask"
-    """Start of the final training. dense: θ_init without a ticket. retrain: parameters and mask of the ticket.
-    signed_mask: mask and signs, magnitudes of θ_init. mask: mask and θ_init. signed_mask_norm: signed_mask with ψ of
-    the ticket. signed_mask_norm_const: signed_mask with constant ψ. random_signs: mask and random signs. random_mask:
-    θ_init and a random mask of equal density per layer."""
+    """Start of the final training. θ_init means fresh initial parameters, ψ the parameters of normalisation layers.
+    dense: θ_init without a ticket. retrain: parameters and mask of the ticket. signed_mask: mask and signs, magnitudes
+    of θ_init. mask: mask and θ_init. signed_mask_norm: signed_mask with ψ of the ticket. signed_mask_norm_const:
+    signed_mask with constant ψ. random_signs: mask and random signs. random_mask: θ_init and a random mask of equal
+    density per layer."""
     init_seed: int = 2
     """Seed of the fresh θ_init. Must differ from the search's own unless --same-init is given."""
     sgd_seed: int = 1
-    """Seed of the noise u of this training."""
+    """Seed of the noise u of this training: data order and augmentation."""
     same_init: bool = False
     """Allow the search's own init_seed."""
     initialisation: str = NETWORKS_OWN
     """Initialisation of the fresh θ_init: network (its own), kaiming_normal, constant, or a trained network (run ID or
     file)."""
     signs: SignsTaken = "trained"
-    """trained: signs of θ_T after training under m_T. pruned: sign₀(θ_{T−1} ⊙ m_T), right after pruning, as Algorithm 1
-    prints it."""
+    """Signs of the ticket, level T with parameters θ_T and mask m_T. trained: signs of θ_T, after training under m_T.
+    pruned: sign₀(θ_{T−1} ⊙ m_T), the signs right after pruning level T−1 and 0 where pruned, as Algorithm 1 prints it.
+    """
     epochs: int | None = None
     """Number of epochs. Default: as recorded with the ticket's search. Recorded milestones move in proportion."""
     unpruned_signs: UnprunedSigns = "both"
