@@ -38,7 +38,7 @@ $(STAMP): pyproject.toml constraints.txt tools/setup.sh
 	@tools/setup.sh
 
 .PHONY: demo
-demo: setup  ## Find winning signs on real digits, use them, and show what came out (5 minutes on 2 cores)
+demo: setup  ## Find winning signs on real digits, use them, and show what came out (5 minutes on one core)
 	python tools/prepare_data.py digits --out $(DATA)
 	$(LAUNCH_ONE) --num_cpu_threads_per_process $(DEMO_THREADS) recipes/demo.py
 
@@ -81,7 +81,7 @@ same-bits: setup  ## Prove that the working tree computes the same bits as REV (
 	python tools/same_bits.py --rev $(REV)
 
 .PHONY: examples
-examples: setup  ## AWS in PyTorch, Accelerate, Lightning and Hugging Face's Trainer on real digits (a minute on 2 cores)
+examples: setup  ## AWS in PyTorch, Accelerate, Lightning and Hugging Face's Trainer on real digits (2 minutes on 2 cores)
 	@mkdir -p build/examples
 	cd build/examples && python ../../recipes/examples/plain_loop.py
 	cd build/examples && $(LAUNCH_ONE) ../../recipes/examples/accelerate_loop.py

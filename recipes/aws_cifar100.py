@@ -6,7 +6,7 @@ Networks   resnet50_cifar (default), mobilenet_v2_cifar, shufflenet_cifar, effic
            --network NAME selects a network and the paper's learning rate for it
 Expected   the paper's curves, which have no printed numbers. This recipe has not been run to the end
 Time       160 epochs of search, 100 epochs for each final training. Hours are not measured
-Hardware   one GPU. bf16 is used if the GPU supports it
+Hardware   one GPU. bf16 is used if the GPU supports it, with other keys. --precision no: float32, as in the paper
 Data       python tools/prepare_data.py cifar100 --source cifar-100-binary.tar.gz --out data
 Launch     python recipes/aws_cifar100.py
            python recipes/aws_cifar100.py --network mobilenet_v2_cifar

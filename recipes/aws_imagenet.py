@@ -10,7 +10,7 @@ Expected   top-1 accuracy (%) of the paper, mean ± sd of three trials: dense, t
            MLP-Mixer     59.57 ± 0.12    59.17 ± 0.19 at density 0.21    58.62 ± 0.35 at 0.11
            This recipe has not been run to the end
 Time       70 epochs of search, 120 epochs (MLP-Mixer: 200) for each final training. Hours are not measured
-Hardware   GPUs. bf16 is used if they support it
+Hardware   GPUs. bf16 is used if they support it, with other keys. --precision no: float32, as in the paper
 Data       python tools/prepare_data.py imagenet --source ilsvrc/imagenet-1k --out data
            # or --source DIRECTORY with the archives
            # ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz

@@ -7,7 +7,7 @@ Compared    SGD-noise stability of signed_mask and of retrain. Linear mode conne
 Expected    test error in % of two trials: dense 1.10 ± 0.14; AWS: retrain and signed_mask 0.60, mask 1.40;
             LRR: retrain and signed_mask 1.00 ± 0.57, mask 1.20. Other kinds of CPU give slightly different numbers
 Time        5 minutes
-Hardware    one of two x86-64 cores
+Hardware    one x86-64 core
 Launch      make demo        (or: python recipes/demo.py)
 """
 
@@ -27,7 +27,7 @@ if __name__ == "__main__":
 
 from harness.analysis.plots import LinePanel, LineSeries, Series, plot_lines, plot_search
 from harness.cli.launch import launch
-from harness.cli.terminal import run_name, ui_command
+from harness.cli.terminal import browse_command, run_name, store_options
 from harness.experiment.comparison import Comparison, Question, compare
 from harness.experiment.experiment import Experiment
 from harness.experiment.final import Trial, final_training
@@ -117,10 +117,12 @@ def show(experiment: Experiment, dense: list[FinishedRun], methods: dict[str, Me
     # Phase: plots, signed masks, browser.
     plots = draw(dense, methods, out)
     print("\nPlots:\n  " + "\n  ".join(str(plot) for plot in plots if plot.suffix == ".png"))
-    print(f"\nSigned masks (load_signed_mask(RUN_ID), or {command('train --ticket RUN_ID')}):")
+    print(
+        f"\nSigned masks (load_signed_mask(RUN_ID), or {command(f'train --ticket RUN_ID{store_options(experiment)}')}):"
+    )
     for method, runs in methods.items():
         print(f"  {method}  {run_name(runs.result.ticket)}")
-    print(f"\nBrowse the runs:\n  {ui_command(experiment)}")
+    print(f"\nBrowse the runs:\n  {browse_command(experiment)}")
 
 
 def _barrier(comparison: Comparison) -> str:

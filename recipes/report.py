@@ -4,19 +4,19 @@
     python tools/report.py fig3 --scale small --dataset fashion_mnist_small
     python tools/report.py --study depth      # from the records under docs/results; needs no runs
 
-The page has plots and tables, and lists missing runs. `accelerate launch recipes/reproduce.py` with the same options
-makes them.
+The page has plots and tables, and lists missing runs. `python recipes/reproduce.py` with the same options makes them,
+except --settings, which only this command has.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from harness.cli.errors import clear_errors
 from harness.cli.options import parse
 from harness.common.optional import require
-from recipes.presets.figure_options import RESULTS, FigureOptions
+from recipes.presets.figure_options import RESULTS, FigureOptions, check_subject
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,15 @@ class ReportOptions(FigureOptions):
     """Directory of a study's records and page."""
 
 
+def check_study(asked: ReportOptions) -> None:
+    """Raise ValueError for options that a study's page does not heed."""
+    usual = ReportOptions()
+    names = [one.name for one in fields(asked) if one.name not in ("study", "results")]
+    if other := [f"--{name.replace('_', '-')}" for name in names if getattr(asked, name) != getattr(usual, name)]:
+        other = ["--lr and other settings" if name == "--changes" else name for name in other]
+        raise ValueError(f"{', '.join(other)}: a study's page follows from its plan and --results alone; remove this")
+
+
 def main() -> None:
     """Write the page of a figure or study."""
     with clear_errors():
@@ -42,11 +51,12 @@ def main() -> None:
 
         for library in ("matplotlib", "scipy", "statsmodels"):
             require(library, "a page")
-        if bool(asked.figure) == bool(asked.study):
-            raise ValueError("give a FIGURE or --study NAME")
+        check_subject(asked.figure, asked.study, asked.results)
         if asked.study:
+            check_study(asked)
             write_study_page(study_named(asked.study), asked.results)
         else:
+            asked.check_width()
             show(store_of(asked.runs, asked.experiment, offline=asked.offline), asked.plan, asked.settings, asked.out)
 
 

@@ -18,7 +18,8 @@ Launch     python recipes/reproduce.py fig3 --dataset cifar100 --network resnet5
            python recipes/reproduce.py fig3 --jobs 8        # 8 processes on this node: one for each GPU, or CPU cores
            python recipes/reproduce.py --study depth
 
-Pages are written to results/ and to the lineage. `python tools/report.py` writes a page again without training.
+A figure's page is written to results/ and to the lineage, a study's to studies/NAME below --results.
+`python tools/report.py` writes a page again without training.
 """
 
 from __future__ import annotations
@@ -38,7 +39,14 @@ from harness.common.process import end_with_parent
 from harness.common.program import again, own_process
 from harness.common.tables import print_table
 from harness.config import known
-from recipes.presets.figure_options import RESULTS, STUDIES, ChangedSettings, FigureOptions, ReproductionOptions
+from recipes.presets.figure_options import (
+    RESULTS,
+    STUDIES,
+    ChangedSettings,
+    FigureOptions,
+    ReproductionOptions,
+    check_subject,
+)
 
 if __name__ == "__main__":  # before the imports that load torch
     end_with_parent()
@@ -49,7 +57,6 @@ from harness.data import choose_loader, verify_data
 from harness.experiment.experiment import Experiment
 from harness.lineage.nodes.local_files import LocalNodes
 from harness.reproduction.costs import costs, given_rate, measured_rate
-from harness.reproduction.figure import FIGURES
 from harness.reproduction.figure_plan import FigurePlan
 from harness.reproduction.figure_runner import FigureRunner, MadeChain
 from harness.reproduction.job import Job
@@ -70,6 +77,11 @@ _log = logging.getLogger("harness.recipes.reproduce")
 _OF_STUDIES = ("study", "results", "again", "list", "seconds_per_epoch", "shard", "jobs", "jobs_per_gpu", "figure")
 _OF_LAUNCH = ("runs", "experiment", "offline", "data_directory", "loader", "num_workers", "probe")
 """Options that change no number. A study's plan sets all others."""
+_INSTEAD = {
+    "only": "--shard I/N makes a share of the trials, as --list prints it",
+    "out": "--results chooses the directory of records and page",
+}
+"""Options of figures that a study does not have → the option that a study has instead."""
 
 
 def commands(plan: FigurePlan, chains: Collection[str] | None = None) -> list[str]:
@@ -247,11 +259,12 @@ def check_options(options: ReproductionOptions) -> None:
         raise ValueError("--jobs makes whole chains: remove --only and --again")
     if options.jobs > 1 and launcher_number("WORLD_SIZE", 1) > 1:
         raise ValueError("--jobs starts processes of its own: start with `python`, without a launcher")
-    if bool(options.figure) == bool(options.study):
-        raise ValueError(f"give a FIGURE ({', '.join(FIGURES)}) or --study NAME")
+    check_subject(options.figure, options.study, options.results)
     if options.study is None:
         if options.again:
             raise ValueError("--again needs --study NAME: it makes a recorded chain of a study again")
+        if options.list and options.only:
+            raise ValueError("--list names all runs, and --only makes some of them: give one of the two")
         return
     if options.again and (options.shard or options.list):
         raise ValueError("--again makes one chain: remove --shard and --list")
@@ -260,10 +273,11 @@ def check_options(options: ReproductionOptions) -> None:
     if other := [name for name in names if getattr(options, name) != getattr(usual, name)]:
         changed = [name for name, value in vars(options.changes).items() if value is not None]
         words = [name for one in other for name in (changed if one == "changes" else [one])]
-        raise ValueError(
-            f"{', '.join('--' + name.replace('_', '-') for name in words)}: the plan {STUDIES / options.study}.toml "
-            "sets this. Remove the option, or write a plan of another name"
-        )
+        given, plan = ", ".join("--" + name.replace("_", "-") for name in words), f"{STUDIES / options.study}.toml"
+        if advice := [advice for name, advice in _INSTEAD.items() if name in other]:
+            rest = f", and the plan {plan} sets the rest" if len(advice) < len(words) else ""
+            raise ValueError(f"{given}: no option of a study; {', and '.join(advice)}{rest}")
+        raise ValueError(f"{given}: the plan {plan} sets this. Remove the option, or write a plan of another name")
 
 
 def main() -> None:
@@ -272,6 +286,8 @@ def main() -> None:
         options = parse(ReproductionOptions, __doc__)
         check_options(options)
         study = None if options.study is None else study_named(options.study)
+        if study is None:
+            options.check_width()
         if options.list:
             show_list(options, study)
             return

@@ -83,6 +83,7 @@ def test_images_for_batchnorm_statistics():
     assert ComparisonConfig().num_bn_images(500) == 500
     assert ComparisonConfig(bn_images="all").num_bn_images(60_000) == 60_000
     assert ComparisonConfig(bn_convention="ema").num_bn_images(60_000) == 60_000
+    assert ComparisonConfig(bn_convention="ema", bn_images="all").num_bn_images(60_000) == 60_000
     assert ComparisonConfig(bn_convention="none").num_bn_images(60_000) == 0
 
 
@@ -116,6 +117,9 @@ def test_an_unknown_name_lists_known_names_and_the_nearest():
         (lambda: DataConfig("digits", num_workers=0), "data.num_workers is 0"),
         (lambda: ComparisonConfig(bn_images=0), "bn_images is 0"),
         (lambda: ComparisonConfig(num_alphas=1), "num_alphas is 1"),
+        (lambda: ComparisonConfig(bn_convention="ema", bn_images=500), "uses all training images; remove --bn-images"),
+        (lambda: ComparisonConfig(bn_convention="none", bn_images=500), "500 has no effect .* uses no images"),
+        (lambda: ComparisonConfig(bn_convention="none", bn_images="all"), "give --bn-convention cumulative"),
     ],
 )
 def test_bad_values_are_refused(make, message):

@@ -94,7 +94,8 @@ def test_no_message_names_a_file_of_the_clone_itself() -> None:
         ("recipes/train_ticket.py --ticket RUN_ID", "tickets train --ticket RUN_ID"),
         ("python tools/sign_barrier.py RUN", "tickets compare sign_barrier RUN"),
         ("python recipes/reproduce.py fig3", "tickets reproduce fig3"),
-        ("python tools/selfcheck.py", "python tools/selfcheck.py"),
+        ("python tools/selfcheck.py", "tickets selfcheck"),
+        ("python tools/way.py", "python tools/way.py"),
         ("accelerate launch -a b recipes/demo.py -c", "accelerate launch -a b -m signed_tickets search demo -c"),
     ],
 )

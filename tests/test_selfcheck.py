@@ -1,4 +1,4 @@
-"""Test tools/selfcheck.py.
+"""Test the self-check.
 
 Harness and reference compute equal numbers. Each injected fault is found at the first stage that it affects.
 """
@@ -28,10 +28,11 @@ from harness.masks import SignedMask, transfer
 from harness.pruning import LevelContext, NormState, PruningSchedule, StartPoint
 from harness.pruning.aws import AWS
 from harness.training import batchnorm, feed, loop
+from recipes.checks import selfcheck
+from recipes.checks.selfcheck import Deviation
+from recipes.checks.selfcheck_reference import Stage
+from recipes.checks.settings import SelfCheck
 from tests.recipes.launching import REPOSITORY, run
-from tools import selfcheck
-from tools.selfcheck import Deviation, SelfCheck
-from tools.selfcheck_reference import Stage
 
 SMALL = SelfCheck("aws", epochs=1, width=2, batch_size=256)
 
@@ -230,8 +231,17 @@ def test_one_wrong_sign_or_mask_entry_is_found() -> None:
 
 def test_several_processes_are_refused(monkeypatch: Patch, capsys) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert selfcheck.main(SMALL) == 2
+    assert selfcheck.run(SMALL) == 2
     assert "no answer: the self-check needs one process" in capsys.readouterr().err
+
+
+def test_a_missing_library_is_one_line_with_its_extra(monkeypatch: Patch, capsys) -> None:
+    monkeypatch.setattr("harness.common.optional.is_installed", lambda library: library != "sklearn")
+    assert selfcheck.run(SMALL) == 2
+    said = (
+        "no answer: the self-check needs scikit-learn, which is not installed; run: pip install 'signed-tickets[data]'"
+    )
+    assert capsys.readouterr() == ("", f"{said}\n")
 
 
 @pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt(), 130), (StoppedError("got SIGINT"), 75)], ids=repr)
@@ -241,19 +251,23 @@ def test_an_interrupted_check_ends_with_one_line(monkeypatch: Patch, capsys, rai
 
     monkeypatch.setenv("WORLD_SIZE", "")  # as a scheduler leaves it
     monkeypatch.setattr(selfcheck, "check", interrupted)
-    assert selfcheck.main(SMALL) == code
+    assert selfcheck.run(SMALL) == code
     assert capsys.readouterr().err == "stopped: got SIGINT\n"
 
 
 def test_the_reference_does_not_import_the_harness() -> None:
-    imported = re.findall(r"^(?:import|from) (\w+)", (REPOSITORY / "tools/selfcheck_reference.py").read_text(), re.M)
+    imported = re.findall(
+        r"^(?:import|from) (\w+)", (REPOSITORY / "recipes/checks/selfcheck_reference.py").read_text(), re.M
+    )
     assert set(imported) <= {"__future__", "collections", "dataclasses", "typing", "numpy", "torch"}
 
 
 @pytest.mark.long
-def test_the_command(tmp_path: Path) -> None:
-    command = [sys.executable, str(REPOSITORY / "tools/selfcheck.py"), "--method", "aws"]
-    said = run(tmp_path, *command, "--epochs", "1", "--width", "2", "--batch-size", "256")
+@pytest.mark.parametrize("start", [(str(REPOSITORY / "tools/selfcheck.py"),), ("-m", "signed_tickets", "selfcheck")])
+def test_the_command(tmp_path: Path, start: tuple[str, ...]) -> None:
+    said = run(
+        tmp_path, sys.executable, *start, "--method", "aws", "--epochs", "1", "--width", "2", "--batch-size", "256"
+    )
     assert "about 17 seconds on one core" in said
     for line in ("harness +level 2 +test error", "reference +barrier", "reference +final", "weights .* equal"):
         assert re.search(line, said), line

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from harness.analysis.barrier import BarrierCurve
-from harness.cli.terminal import launcher_of, print_comparison
+from harness.cli.terminal import browse_command, launcher_of, print_comparison, print_search, print_training
 from harness.experiment.comparison import Comparison, Question
 
 CURVE = BarrierCurve((0.0, 0.5, 1.0), (98.0, 70.0, 26.0), 26.0, 98.0, "cumulative", 100, 100)
@@ -71,3 +71,62 @@ def test_the_printed_command_is_launched_as_this_one(
     monkeypatch.setattr("harness.cli.terminal.launch_command", lambda: command)
     world = cast(Any, SimpleNamespace(size=size, device=SimpleNamespace(type="cuda")))
     assert launcher_of(world) == launcher
+
+
+STORE = "--runs 'my runs' --offline"
+
+
+def experiment(**settings: Any) -> Any:
+    """Return the part of an experiment that the printed commands read."""
+    usual = {"runs": Path("runs"), "experiment": "signed-tickets", "offline": False, "trust_code": False}
+    config = SimpleNamespace(**(usual | settings))
+    store = SimpleNamespace(server=SimpleNamespace(experiment=config.experiment))
+    return SimpleNamespace(config=config, store=store, world=SimpleNamespace(is_main=True, size=1))
+
+
+def run() -> Any:
+    record = SimpleNamespace(name="signed_mask L09")
+    signed_mask = SimpleNamespace(density=0.134)
+    return SimpleNamespace(
+        record=record,
+        run_id=None,
+        key="abcd",
+        metric=lambda name: 1.0,
+        checkpoint=SimpleNamespace(level=9),
+        signed_mask=signed_mask,
+    )
+
+
+@pytest.fixture
+def console(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.common.program._started", ("train",))
+    monkeypatch.setattr("sys.argv", ["tickets-train", "--ticket", "abcd"])
+
+
+def test_every_command_after_a_training_finds_its_runs(console: None, capsys: pytest.CaptureFixture[str]) -> None:
+    own = experiment(runs=Path("my runs"), offline=True, experiment="mine", trust_code=True)
+    print_training(own, run(), sgd_seed=1)
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == f"  tickets lineage tree abcd {STORE}"  # `tree` has no --experiment and no --trust-code
+    compared = f"  tickets compare stability abcd RUN_OF_THE_SECOND {STORE} --experiment mine --trust-code"
+    assert compared in said
+
+
+def test_every_command_after_a_search_finds_its_runs(console: None, capsys: pytest.CaptureFixture[str]) -> None:
+    own = experiment(runs=Path("my runs"), offline=True)
+    print_search(own, cast(Any, SimpleNamespace(levels=[run()], ticket=run())))
+    said = capsys.readouterr().out.splitlines()
+    assert f"  tickets train --ticket abcd --kind signed_mask --init-seed 2 {STORE}" in said
+    assert said[-1] == f"  tickets lineage list {STORE}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, "ui"),
+        ({"runs": Path("mine"), "experiment": "my tests"}, "ui --experiment 'my tests' --runs mine"),
+        ({"offline": True}, "list --offline"),  # the UI would show nothing of these runs
+    ],
+)
+def test_runs_are_browsed_where_they_are(console: None, settings: dict[str, Any], words: str) -> None:
+    assert browse_command(experiment(**settings)) == f"tickets lineage {words}"

@@ -6,6 +6,7 @@ It returns one line for each problem that it finds. An empty list means that not
 
 from __future__ import annotations
 
+import argparse
 import os
 import random
 import shutil
@@ -311,3 +312,8 @@ def _left(workers: list[psutil.Process]) -> list[str]:
     """Name workers that still run a minute after their launch ended."""
     _, alive = psutil.wait_procs(workers, timeout=60)
     return [f"process {process.pid} still runs" for process in alive]
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    sys.exit("error: this file is not a command: run `python tools/crashtest.py --scenario NAME`")

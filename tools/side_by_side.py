@@ -18,6 +18,7 @@ import tyro
 
 from harness.cli.errors import clear_errors
 from harness.cli.options import parse
+from harness.common.program import command
 from harness.common.tables import print_markdown
 
 
@@ -39,6 +40,11 @@ if __name__ == "__main__":
         from harness.reproduction.report import NUMBERS
         from harness.reproduction.side_by_side import read_numbers, side_by_side
 
+        if bare := [str(page) for page in asked.pages if not (page / NUMBERS).is_file()]:
+            raise FileNotFoundError(
+                f"no {NUMBERS} in {', '.join(bare)}; give directories of pages, which "
+                f"`{command('reproduce FIGURE')}` and `{command('report FIGURE')}` write to results/"
+            )
         names = [page.resolve().name for page in asked.pages]
         shared = len(os.path.commonprefix(names).rpartition("-")[0]) if len(names) > 1 else 0  # whole words
         columns = [name[shared:].strip("-") or name for name in names]

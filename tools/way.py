@@ -81,7 +81,9 @@ def read(tree: Path) -> dict[str, list[str]]:
 
 
 def main(against: str = "HEAD", list: bool = False) -> None:
-    """Measure how far a reader walks through the code of a revision and of the working tree.
+    """Print how many functions and files a pruning level and a final training enter, before and after a change.
+
+    The table has a column for a revision, one for the working tree, and their ratio.
 
     Args:
         against: Revision to compare with. Choose an older one to see the growth since then.

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 INSIDE = ("harness", "recipes", "signed_tickets", "pyproject.toml", "README.md", "LICENSE")
 """What a wheel is built from. The rest of the clone must not be needed."""
 NEEDED = re.compile(r"needs \S+, which is not installed; run: pip install '(signed-tickets\[\w+\])'")
-REFUSED = re.compile(rf"^error: .*{NEEDED.pattern}", re.MULTILINE)
+REFUSED = re.compile(rf"^(?:error|no answer): .*{NEEDED.pattern}", re.MULTILINE)
 """Warnings name extras, too. Only an error ends a command."""
 MOST_EXTRAS = 3
 """Extras that one command may ask for, one after the other."""
@@ -284,6 +284,9 @@ def follow_messages(user: User) -> None:
     require("no problem found", user.tickets("lineage verify --all"))
     load = f"import signed_tickets; print(type(signed_tickets.load_network({run!r})).__name__)"
     require("ResNet", user.run("python", "-c", load))
+
+    # Phase: the wheel computes what the paper says. The message brings the plots.
+    require("equal: both compute the same numbers", user.tickets("selfcheck --method aws --epochs 1"))
 
     # Phase: a search with the copied recipe, in one process and in two.
     user.tickets("prepare digits")

@@ -20,16 +20,20 @@ from harness.config import known
 
 STABILITY = """SGD-noise stability: the error barrier between two trainings of one start under different sgd_seeds.
 
-A start is stable when 𝒜(θ, u) and 𝒜(θ, u') are linearly mode-connected (paper, section 3.1)."""
+A start θ is stable when 𝒜(θ, u) and 𝒜(θ, u') are linearly mode-connected (paper, section 3.1). 𝒜(θ, u) is the network
+that training from θ gives under the noise u of an sgd_seed: data order and augmentation."""
 LMC = """Linear mode connectivity: the error barrier between two trainings of one ticket, from their checkpoints.
 
-For example abs(θ_init) ⊙ s_T trained, and θ_T ⊙ m_T trained (paper, Figure 3c)."""
+For example abs(θ_init) ⊙ s_T trained, and θ_T ⊙ m_T trained (paper, Figure 3c). The ticket has parameters θ_T, mask m_T
+and signs s_T; θ_init are fresh initial parameters, and ⊙ multiplies elements."""
 NORM_BARRIER = """The error barrier between a ticket and its copy with the normalisation parameters of its θ_init.
 
-Neither is trained. AWS is made to keep this barrier low (paper, Figure 1). RUN is a level of a search."""
+θ_init are the initial parameters of its search. Neither network is trained. AWS is made to keep this barrier low
+(paper, Figure 1). RUN is a level of a search."""
 SIGN_BARRIER = """The error barrier between a ticket and abs(θ_init) ⊙ s, its signs on a fresh initialisation.
 
-Neither is trained. They are the yellow and the red ball of the paper's Figure 1. RUN is a level of a search."""
+θ_init are fresh initial parameters, and s is 0 where the ticket is pruned. Neither network is trained. They are the
+yellow and the red ball of the paper's Figure 1. RUN is a level of a search."""
 
 COMPARISONS: dict[str, tuple[str, Callable[[str, Sequence[str] | None], None]]] = {
     "stability": (STABILITY, partial(compare_runs, "stability")),

@@ -57,8 +57,8 @@ class ExportRun:
     """Licence in the model card: an identifier of the Hub, such as apache-2.0, or any name. unknown: the card tells
     readers to ask the authors."""
     checkpoints: bool = False
-    """Include the checkpoints and θ_init of all ancestors. Without them, `verify` cannot compare signs with
-    parameters."""
+    """Include the checkpoints and initial parameters (θ_init) of all ancestors. Without them, `verify` cannot compare
+    signs with parameters."""
     dry_run: bool = False
     """List the files that an upload would send, and send nothing."""
     trust_code: bool = False

@@ -100,7 +100,7 @@ class TicketAndSeed(OneRun):
     """A level, the seed of a fresh θ_init for its signs, and the settings of the comparison."""
 
     init_seed: int = 2
-    """Seed of the fresh θ_init. It must differ from the search's own."""
+    """Seed of θ_init, the fresh initial parameters. It must differ from the search's own."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,11 +33,11 @@ def print_search(experiment: Experiment, result: SearchResult) -> None:
         for node in result.levels
     ]
     print_table(rows, numbers=("level", "density", "test error %"), whole=("run",))
-    words = f"train --ticket {run_name(result.ticket)} --kind signed_mask --init-seed 2{_store_options(experiment)}"
+    words = f"train --ticket {run_name(result.ticket)} --kind signed_mask --init-seed 2{store_options(experiment)}"
     print(
         f"\nTrain this signed mask on a fresh initialisation:\n  {command(words, launcher_of(experiment.world))}\n"
         "Browse the runs:\n  "
-        f"{ui_command(experiment)}"
+        f"{browse_command(experiment)}"
     )
 
 
@@ -58,14 +58,21 @@ def launcher_of(world: World) -> str:
     return f"accelerate launch {file}--num_processes {world.size}"
 
 
-def _store_options(experiment: Experiment) -> str:
-    """Return the options of store and trust that differ from their defaults."""
+def store_options(experiment: Experiment) -> str:
+    """Return the options of store and trust for a training or comparison, as far as they differ from their defaults."""
     config, usual = experiment.config, TicketConfig("")
-    words = [] if config.runs == usual.runs else ["--runs", str(config.runs)]
-    words += [] if config.experiment == usual.experiment else ["--experiment", config.experiment]
-    words += ["--offline"] if config.offline else []
-    words += ["--trust-code"] if config.trust_code else []
-    return "".join(f" {shlex.quote(word)}" for word in words)
+    named = "" if config.experiment == usual.experiment else f" --experiment {shlex.quote(config.experiment)}"
+    return f"{lineage_options(experiment)}{named}{' --trust-code' if config.trust_code else ''}"
+
+
+def lineage_options(experiment: Experiment) -> str:
+    """Return the options for a command of `lineage` that finds the runs of this launch.
+
+    These commands read every MLflow experiment and execute no code of users, so they take fewer options than trainings.
+    """
+    config, usual = experiment.config, TicketConfig("")
+    runs = "" if config.runs == usual.runs else f" --runs {shlex.quote(str(config.runs))}"
+    return f"{runs}{' --offline' if config.offline else ''}"
 
 
 def print_training(experiment: Experiment, node: FinishedRun, sgd_seed: int) -> None:
@@ -80,10 +87,10 @@ def print_training(experiment: Experiment, node: FinishedRun, sgd_seed: int) -> 
     launcher = launcher_of(experiment.world)
     options = re.sub(r" --sgd[-_]seed[ =]\S+", "", " " + shlex.join(sys.argv[1:]))
     second = again([*shlex.split(options), "--sgd-seed", str(sgd_seed + 1)], launcher)
-    compared = command(f"compare stability {run} RUN_OF_THE_SECOND{_store_options(experiment)}", launcher)
+    compared = command(f"compare stability {run} RUN_OF_THE_SECOND{store_options(experiment)}", launcher)
     print(
         f"\nMeasure SGD-noise stability with a second training:\n  {second}\n  {compared}\n"
-        f"Show the runs that it came from:\n  {command(f'lineage tree {run}')}"
+        f"Show the runs that it came from:\n  {command(f'lineage tree {run}{lineage_options(experiment)}')}"
     )
 
 
@@ -132,8 +139,12 @@ def run_name(node: FinishedRun) -> str:
     return node.run_id or node.key
 
 
-def ui_command(experiment: Experiment) -> str:
-    """Return the command that opens the MLflow UI on the runs of this launch."""
+def browse_command(experiment: Experiment) -> str:
+    """Return the command that opens the MLflow UI on the runs of this launch, or lists them if they stay local."""
+    options = lineage_options(experiment)
+    if experiment.config.offline:
+        return command(f"lineage list{options}")
     name = experiment.store.server.experiment
-    options = "" if name == DEFAULT_EXPERIMENT else f" --experiment {shlex.quote(name)}"
+    if name != DEFAULT_EXPERIMENT:
+        options = f" --experiment {shlex.quote(name)}{options}"
     return command(f"lineage ui{options}")

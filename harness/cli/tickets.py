@@ -40,6 +40,7 @@ COMMANDS: dict[str, str] = {
     "report": "Write the page of a figure, table or study from finished runs.",
     "export": "Export a run: a directory, a repository on the Hugging Face Hub, ONNX, or pruned PyTorch.",
     "pull": "Import an exported run and its lineage from the Hugging Face Hub.",
+    "selfcheck": "Prove this build against an independent implementation, in a minute.",
 }
 """Command → one line of help."""
 HOMES: dict[str, str] = {
@@ -50,7 +51,12 @@ HOMES: dict[str, str] = {
     "pull": "harness.cli.pull",
 }
 """Command → module with `main(arguments)`."""
-RECIPES: dict[str, str] = {"train": "train_ticket", "reproduce": "reproduce", "report": "report"}
+RECIPES: dict[str, str] = {
+    "train": "train_ticket",
+    "reproduce": "reproduce",
+    "report": "report",
+    "selfcheck": "selfcheck",
+}
 """Command → recipe that it runs. `search` runs the others."""
 RECIPES_USAGE = "tickets recipes"
 CP_USAGE = "tickets cp RECIPE [FILE]"
@@ -156,7 +162,7 @@ def list_recipes(words: list[str]) -> None:
     text = COMMANDS["recipes"] if words else None
     others = {name: _first_line(name) for name in RECIPES.values()}
     print_commands(RECIPES_USAGE if words else None, text, searches(), title="recipes")
-    print_commands(None, None, others, title="recipes of the commands train, reproduce and report")
+    print_commands(None, None, others, title="recipes of the commands train, reproduce, report and selfcheck")
     examples = {path.stem: _text(path).partition("\n")[0] for path in _examples()}
     print_commands(None, None, examples, title="examples of SignPruner in other training loops; copy one and run it")
     files = {path.name: "" for path in sorted((_recipes() / "launch").iterdir())}

@@ -29,6 +29,7 @@ FILES: dict[str, str] = {
     "pull": "tools/pull.py",
     "reproduce": "recipes/reproduce.py",
     "report": "tools/report.py",
+    "selfcheck": "tools/selfcheck.py",
 }
 """Command of the console script → file of a clone. `search NAME` is recipes/NAME.py."""
 _MENTION = re.compile(r"(?:(?P<launch>accelerate launch\b[^`\n]*?) |python )?(?P<file>(?:tools|recipes)/\w+\.py)\b")

@@ -134,7 +134,8 @@ class SearchConfig:
     order: Order = "default"
     """paper: Algorithm 1 as printed. Level 0 is the warm-up plus one level, and level T is pruned but not trained."""
     alpha: AlphaDistribution = "uniform"
-    """aws only: distribution of α. uniform: U(0, 1), as in the paper. zero: no forward pass of the search uses ψ.
+    """aws only: distribution of α. Forward passes see αψ + (1−α)ψ_init instead of the normalisation parameters ψ, whose
+    initial values are ψ_init. uniform: U(0, 1), as in the paper. zero: no forward pass of the search uses ψ.
     bernoulli: 0 or 1. half_to_one: U(½, 1)."""
     rewind_to: int = 1
     """wr only: k, the epoch or step to which parameters, schedule and data order rewind."""
@@ -143,11 +144,11 @@ class SearchConfig:
     gem_miner: GemMinerConfig = GemMinerConfig()
     """gem_miner only: its own schedules. They replace warm-up and level epochs."""
     init_seed: int = 1
-    """Seed of the search's θ_init. Change it for another trial."""
+    """Seed of θ_init, the initial parameters of the search. Change it for another trial."""
     initialisation: str = NETWORKS_OWN
     """Initialisation of θ_init: network (its own), kaiming_normal, constant, or a trained network (run ID or file)."""
     sgd_seed: int = 1
-    """Seed of the noise u: data order, augmentation, α. Change it for another trial."""
+    """Seed of the noise u: data order, augmentation, and AWS's α (--alpha). Change it for another trial."""
     precision: Precision = "no"
     """Mixed precision. auto selects bf16 on a CUDA device that supports it, else no. Runs record the selection."""
     float32_matmul_precision: MatmulPrecision = "highest"

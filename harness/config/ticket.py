@@ -37,22 +37,24 @@ class TicketConfig:
     ticket: str
     """Run ID of a level, or a unique prefix of it."""
     kind: Kind = "signed_mask"
-    """Start of the final training. dense: θ_init without a ticket. retrain: parameters and mask of the ticket.
-    signed_mask: mask and signs, magnitudes of θ_init. mask: mask and θ_init. signed_mask_norm: signed_mask with ψ of
-    the ticket. signed_mask_norm_const: signed_mask with constant ψ. random_signs: mask and random signs. random_mask:
-    θ_init and a random mask of equal density per layer."""
+    """Start of the final training. θ_init means fresh initial parameters, ψ the parameters of normalisation layers.
+    dense: θ_init without a ticket. retrain: parameters and mask of the ticket. signed_mask: mask and signs, magnitudes
+    of θ_init. mask: mask and θ_init. signed_mask_norm: signed_mask with ψ of the ticket. signed_mask_norm_const:
+    signed_mask with constant ψ. random_signs: mask and random signs. random_mask: θ_init and a random mask of equal
+    density per layer."""
     init_seed: int = 2
     """Seed of the fresh θ_init. Must differ from the search's own unless --same-init is given."""
     sgd_seed: int = 1
-    """Seed of the noise u of this training."""
+    """Seed of the noise u of this training: data order and augmentation."""
     same_init: bool = False
     """Allow the search's own init_seed."""
     initialisation: str = NETWORKS_OWN
     """Initialisation of the fresh θ_init: network (its own), kaiming_normal, constant, or a trained network (run ID or
     file)."""
     signs: SignsTaken = "trained"
-    """trained: signs of θ_T after training under m_T. pruned: sign₀(θ_{T−1} ⊙ m_T), right after pruning, as Algorithm 1
-    prints it."""
+    """Signs of the ticket, level T with parameters θ_T and mask m_T. trained: signs of θ_T, after training under m_T.
+    pruned: sign₀(θ_{T−1} ⊙ m_T), the signs right after pruning level T−1 and 0 where pruned, as Algorithm 1 prints it.
+    """
     epochs: int | None = None
     """Number of epochs. Default: as recorded with the ticket's search. Recorded milestones move in proportion."""
     unpruned_signs: UnprunedSigns = "both"
@@ -108,11 +110,19 @@ class ComparisonConfig:
     starts from mean 0 and variance 1, as in the authors' scripts. none: statistics are interpolated like all other
     tensors."""
     bn_images: int | Literal["all"] = 10_000
-    """Training images for estimating these statistics. All images if the set has fewer."""
+    """Training images for estimating these statistics under cumulative. All images if the set has fewer. ema always
+    uses all, and none uses no images."""
 
     def __post_init__(self) -> None:
         ok = self.bn_images == "all" or self.bn_images >= 1
         require(ok, f"bn_images is {self.bn_images}; it must be all, or at least 1")
+        unheeded = self.bn_convention == "none" or (self.bn_convention == "ema" and self.bn_images != "all")
+        require(
+            not unheeded or self.bn_images == ComparisonConfig.bn_images,
+            f"bn_images {self.bn_images} has no effect with bn_convention {self.bn_convention}, which uses "
+            f"{'all training images' if self.bn_convention == 'ema' else 'no images'}; remove --bn-images, or give "
+            "--bn-convention cumulative",
+        )
         require(self.num_alphas >= 2, f"num_alphas is {self.num_alphas}; it must be at least 2, for the two ends")
 
     @property

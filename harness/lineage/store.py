@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -96,6 +97,16 @@ class LineageStore:
         """Return a copy with its own connection, for use in another thread."""
         return LineageStore(self.tracking_uri, self.local, self.server.experiment)
 
+    @property
+    def sync_command(self) -> str:
+        """The command that delivers the local runs later, with this store's directory and experiment."""
+        options = (
+            "" if self.local.directory == DEFAULT_DIRECTORY else f" --runs {shlex.quote(str(self.local.directory))}"
+        )
+        if self.server.experiment != DEFAULT_EXPERIMENT:
+            options += f" --experiment {shlex.quote(self.server.experiment)}"
+        return command(f"lineage sync{options}")
+
     def require(self) -> None:
         """Check at the start of a launch that the tracking server answers and takes new runs.
 
@@ -117,11 +128,11 @@ class LineageStore:
         try:
             yield
         except RefusedError as error:
-            raise RefusedError(f"{error}. Or pass --offline, and `{command('lineage sync')}` later") from None
+            raise RefusedError(f"{error}. Or pass --offline, and `{self.sync_command}` later") from None
         except ConnectionError as error:
             mend = "Try again later" if self.server.is_file else "Is the server up? Start it"
             raise ConnectionError(
-                f"{error}. {mend}, or pass --offline: `{command('lineage sync')}` then delivers the runs later"
+                f"{error}. {mend}, or pass --offline: `{self.sync_command}` then delivers the runs later"
             ) from None
 
     # ------------------------------------------------------------------ queries

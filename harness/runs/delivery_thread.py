@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from harness.common.program import command
 from harness.common.waiting import heed
 from harness.lineage.store import LineageStore
 from harness.lineage.tracking.server import RefusedError
@@ -96,7 +95,7 @@ class DeliveryThread:
             raise failure
         if refused is not None:
             raise RefusedError(
-                f"{refused}; {number} run(s) are not in MLflow: `{command('lineage sync')}` delivers them then"
+                f"{refused}; {number} run(s) are not in MLflow: `{self._own.sync_command}` delivers them then"
             )
 
     @contextmanager
@@ -172,7 +171,7 @@ class DeliveryThread:
             self._warn(f"{error}. Nothing is lost: the launch continues, and ends with an error if this stays so")
         except ConnectionError as error:
             away = True
-            _log.warning(f"{error}; nothing is lost: `{command('lineage sync')}` delivers it later")
+            _log.warning(f"{error}; nothing is lost: `{self._own.sync_command}` delivers it later")
         except LookupError as error:
             if isinstance(error, KeyError):  # a bug, not a missing parent (both are LookupErrors)
                 failure = error

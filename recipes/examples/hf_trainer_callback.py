@@ -5,6 +5,8 @@ Prints     test error on scikit-learn's digits of each level, then of fresh netw
 Launch     python recipes/examples/hf_trainer_callback.py
 """
 
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+
 import torch
 from sklearn.datasets import load_digits
 from transformers import ConvNextConfig, ConvNextForImageClassification, Trainer, TrainerCallback, TrainingArguments
@@ -45,6 +47,7 @@ def fit(model, optimizer, *callbacks):
 
 
 if __name__ == "__main__":
+    ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter).parse_args()
     model = network(seed=1)
     pruner = SignPruner(model, method="aws", classifier="classifier", seed=1)
     for level in pruner.levels(densities=[0.5, 0.25, 0.1]):

@@ -4,6 +4,8 @@ Prints     test error on scikit-learn's digits of each level, then of fresh netw
 Launch     python recipes/examples/lightning_callback.py
 """
 
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+
 import pytorch_lightning as pl
 import torch
 from sklearn.datasets import load_digits
@@ -46,6 +48,7 @@ class Classifier(pl.LightningModule):
 
 
 if __name__ == "__main__":
+    ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter).parse_args()
     pl.utilities.rank_zero.rank_zero_module.log.setLevel("ERROR")  # no notes of Lightning
     model = Classifier(seed=1)
     pruner = SignPruner(model.net, method="aws", classifier="3", seed=1)

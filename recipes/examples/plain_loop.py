@@ -5,6 +5,7 @@ Prints     test error on scikit-learn's digits of each level, then of fresh netw
 Launch     python recipes/examples/plain_loop.py
 """
 
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from contextlib import nullcontext
 
 import torch
@@ -41,6 +42,7 @@ def train(model, optimizer, step=nullcontext, epochs=2):
 
 
 if __name__ == "__main__":
+    ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter).parse_args()
     model = network(seed=1)
     pruner = SignPruner(model, method="aws", classifier="11", seed=1)
     for level in pruner.levels(densities=[0.5, 0.25, 0.1]):

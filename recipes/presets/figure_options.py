@@ -22,6 +22,16 @@ if not RESULTS.is_dir():  # installed without the repository
     RESULTS = Path("results")
 
 
+def check_subject(figure: str, study: str | None, results: Path) -> None:
+    """Raise ValueError unless the command line names a figure or a study, with the directory that it has."""
+    if figure and study:
+        raise ValueError(f"give a FIGURE or --study NAME, not both: {figure} and {study}")
+    if not figure and not study:
+        raise ValueError(f"give a FIGURE ({', '.join(FIGURES)}) or --study NAME")
+    if figure and results != RESULTS:
+        raise ValueError("--results is for studies: --out chooses the directory of a figure's page")
+
+
 @dataclass(frozen=True)
 class ChangedSettings:
     """Settings that override those of --scale, to test how a claim depends on them."""
@@ -101,7 +111,9 @@ class FigureOptions:
     """Channels of the network's first stage. Figure 4 uses 16 and 32. The default is the network's own width."""
     trials: int | None = None
     """Repetitions with different seeds. The default is that of --scale (3; smoke: 1)."""
-    changes: Annotated[ChangedSettings, tyro.conf.OmitArgPrefixes] = ChangedSettings()
+    changes: Annotated[ChangedSettings, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="scale-overriding")] = (
+        ChangedSettings()
+    )
     levels: tuple[int, ...] | None = None
     """Levels whose tickets get final trainings. Overrides --scale. Choose fewer levels for a faster figure."""
     shared_search: bool = False
@@ -145,6 +157,26 @@ class FigureOptions:
             reduction="; ".join(reductions) or None,
         )
         return FigurePlan(figure, self.changes.applied(figure, scale), self.shared_search)
+
+    def check_width(self) -> None:
+        """Raise ValueError if the network does not have the given width. The network is built without values."""
+        if self.width is None:
+            return
+        import torch
+
+        from harness.data.spec import DATASETS
+        from harness.models import build_model
+
+        config = self.plan.scale.config
+        spec = DATASETS[config.data.name]
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            build_model(
+                config.model.name,
+                num_classes=spec.num_classes,
+                channels=spec.channels,
+                image_size=spec.image_size,
+                width=self.width,
+            )
 
     def _subject(self, figure: Figure) -> tuple[str, str]:
         """Return data set and network: the given ones, else the defaults of the figure or of the scale."""
@@ -191,7 +223,8 @@ class ReproductionOptions(FigureOptions):
     seconds_per_epoch: float | None = None
     """With --list: seconds of one epoch, to estimate hours. The default is measured from finished runs in --runs."""
     shard: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None
-    """Make the I-th of N shares of the runs, such as 1/4, and no page. Use it to spread a figure over machines."""
+    """Make the I-th of N shares of the runs, such as 1/4, and no page. Use it to spread a figure over machines. A study
+    shares whole trials. It writes its page also with --shard, if the share was recorded before."""
     jobs: int = 1
     """Processes that make runs side by side on this node, each with its own GPU or its own CPU cores. Use it to fill a
     machine with small networks."""

@@ -1,4 +1,8 @@
-"""Settings of the paper (section 4.1) for CIFAR-100, Tiny-ImageNet and ImageNet, and the same settings for CIFAR-10."""
+"""Settings of the paper (section 4.1) for CIFAR-100, Tiny-ImageNet and ImageNet, and the same settings for CIFAR-10.
+
+One setting is not the paper's: precision "auto" is bf16 on a GPU that supports it. `--precision no` gives the paper's
+float32. The precision is in the key.
+"""
 
 from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig
 

@@ -20,7 +20,7 @@ def digits() -> SearchConfig:
 
 
 def digits_demo() -> SearchConfig:
-    """Return shorter schedules. The 36 trainings of the demo take five minutes on two cores."""
+    """Return shorter schedules. The 36 trainings of the demo take five minutes on one core."""
     return replace(digits(), level_epochs=6, final=Schedule(epochs=20, lr_schedule="step"))
 
 

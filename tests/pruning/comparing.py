@@ -68,9 +68,9 @@ def asked(experiment: Experiment, level: str, first: str, second: str) -> Iterat
     """
     load = experiment.archive.load
     for convention in CONVENTIONS:
-        chosen = ComparisonConfig(
-            bn_convention=convention, bn_images=400
-        )  # seven batches give two ranks unequal shares
+        # seven batches give two ranks unequal shares; ema and none take no number
+        number = {"bn_images": 400} if convention == "cumulative" else {}
+        chosen = ComparisonConfig(bn_convention=convention, **number)
         yield compare(experiment, load(first), load(second), "stability", chosen)
     one_batch = ComparisonConfig(num_alphas=3, bn_images=64)
     yield compare_initial_norm(experiment, load(level), one_batch)

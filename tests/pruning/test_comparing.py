@@ -148,8 +148,8 @@ def test_a_copy_from_a_wrong_seed_is_found(
         ("cumulative", 300, 2 * BATCH),  # whole batches
         ("cumulative", 10_000, STEPS * BATCH),
         ("cumulative", "all", STEPS * BATCH),
-        ("ema", 300, STEPS * BATCH),  # ema always uses one full training epoch
-        ("none", 300, 0),
+        ("ema", "all", STEPS * BATCH),  # ema always uses one full training epoch
+        ("none", 10_000, 0),
     ],
 )
 def test_the_batchnorm_convention_is_recorded(

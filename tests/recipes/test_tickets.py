@@ -27,6 +27,7 @@ FIRST_WORDS = {
     "report": "Write the page of a figure, table or study ",
     "export": "Export a run: ",
     "pull": "Download an exported run ",
+    "selfcheck": "Prove this build: ",
 }
 """Command → start of the text of the code that it runs."""
 HELP = """

@@ -87,13 +87,15 @@ def away(name: str) -> None:
     raise ConnectionError("cannot deliver")
 
 
-def test_failed_deliveries_are_retried_first_when_the_server_is_back(courier: DeliveryThread, mlflow: Store, capsys):
+def test_failed_deliveries_are_retried_first_when_the_server_is_back(
+    courier: DeliveryThread, mlflow: Store, capsys, tmp_path: Path
+):
     mlflow.act = away
     courier.send(KEYS[0])
     assert courier.run_id(KEYS[0]) is None and courier.away
     courier.send(KEYS[1])
     courier.settle()
-    assert "tools/lineage.py sync` delivers it later" in capsys.readouterr().err
+    assert f"tools/lineage.py sync --runs {tmp_path}` delivers it later" in capsys.readouterr().err
     mlflow.act = lambda name: None
     courier.send(KEYS[2])
     courier.settle()

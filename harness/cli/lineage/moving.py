@@ -127,7 +127,8 @@ class Bundle:
     out: Path
     """New directory."""
     checkpoints: bool = False
-    """Include checkpoints and θ_init. Without them, `verify` cannot compare signs with parameters."""
+    """Include checkpoints and initial parameters (θ_init). Without them, `verify` cannot compare signs with
+    parameters."""
     place: Where = StoreOptions()
 
     def run(self) -> None:

@@ -1,10 +1,10 @@
 """Implement Find a Winning Sign in plain PyTorch.
 
 It covers AWS, LRR, the final training with the signed mask, and the barrier to ψ_init. This is an independent
-implementation of the paper (Oh, Baik & Lee, ICLR 2025), to which tools/selfcheck.py compares the harness. It imports no
-module of the harness. Settings, θ_init and random numbers are passed in as numbers and arrays. The network, crops, SGD,
-pruning, signs, schedules and BatchNorm are implemented here. Where possible, the computation differs from the harness.
-Autograd differentiates αψ + (1−α)ψ_init, and the mask multiplies θ inside the forward pass.
+implementation of the paper (Oh, Baik & Lee, ICLR 2025), to which `tickets selfcheck` compares the harness. It imports
+no module of the harness. Settings, θ_init and random numbers are passed in as numbers and arrays. The network, crops,
+SGD, pruning, signs, schedules and BatchNorm are implemented here. Where possible, the computation differs from the
+harness. Autograd differentiates αψ + (1−α)ψ_init, and the mask multiplies θ inside the forward pass.
 """
 
 from __future__ import annotations

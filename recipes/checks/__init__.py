@@ -1,0 +1,1 @@
+"""Checks of an installation: the harness against an independent implementation."""
