@@ -99,7 +99,7 @@ def inputs_to_keys(
     label, matmul = network.definition.label, config.float32_matmul_precision
     # Runs of these networks without the entries had another initialisation, or were trained with drop-connect.
     redrawn = dict(REDRAWN[label].determinants) if label in REDRAWN else {}
-    # All floats have torch's default dtype. Only tools/selfcheck.py changes it, to float64.
+    # All floats have torch's default dtype. Only the self-check changes it, to float64.
     dtype = str(torch.get_default_dtype()).removeprefix("torch.")
     return {
         "format": 2,

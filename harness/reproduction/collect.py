@@ -87,7 +87,11 @@ def collect(store: LineageStore, plan: FigurePlan, settings: Collection[str] = (
     used = _groups_by_signature(store, nodes, plan, scale.used_on) if scale.used_on else found
     known = {tag for signatures in (found, used) for groups in signatures.values() for _, tag in groups}
     if not known:
-        raise LookupError(f"no finished run of {_subject(scale.config)}; `{command('reproduce')}` makes them")
+        options = f"{plan.figure.name} --dataset {scale.config.data.name} --network {scale.config.model.name}"
+        raise LookupError(
+            f"no finished run of {_subject(scale.config)}; `{command(f'reproduce {options}')}`, with the same --scale, "
+            "makes them"
+        )
     if strict and settings and known.isdisjoint(settings):
         raise LookupError(f"no finished run of this plan has --settings {', '.join(sorted(settings))}")
 
