@@ -472,7 +472,7 @@ def test_panels_show_every_trial_with_its_training_at_alpha_one(made_up, plan):
 
 
 def test_no_matching_run_is_an_error_with_advice(made_up, plan):
-    with pytest.raises(LookupError, match=r"recipes/reproduce.py fig3 --dataset cifar100 --network \w+`, with the same"):
+    with pytest.raises(LookupError, match=r"recipes/reproduce.py fig3 --dataset digits --network \w+`, with the same"):
         collect(store_of(made_up), plan)
 
 
