@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ from harness.cli.compare import COMPARISONS
 from harness.cli.lineage.main import COMMANDS as OF_LINEAGE
 from harness.cli.tickets import COMMANDS
 from harness.common import program
+from harness.lineage.browse.find import find_node
+from harness.lineage.nodes.local_files import LocalNodes
+from harness.lineage.store import LineageStore
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SPELLED = {"harness/common/program.py", "harness/lineage/proof/findings.py"}
@@ -136,3 +140,22 @@ def test_a_command_is_repeated_as_it_was_started(monkeypatch: pytest.MonkeyPatch
     else:
         assert (once, launched) == ("python 'my recipe.py' --json", "accelerate launch 'my recipe.py' --json")
         assert program.own_process() == [sys.executable, "my recipe.py"]
+
+
+@pytest.mark.parametrize(
+    ("runs", "uri", "options"),
+    [
+        ("runs", None, " --offline"),
+        ("my runs", None, " --runs 'my runs' --offline"),
+        ("runs", "sqlite:///mlflow.db", ""),
+        ("mine", "https://u:secret@host", " --runs mine --tracking-uri 'https://***@host'"),
+    ],
+)
+def test_messages_list_the_runs_of_their_store(monkeypatch, runs, uri, options):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(program, "is_console", lambda: True)
+    store = LineageStore(uri, LocalNodes(Path(runs)))
+    assert store.list_command == f"tickets lineage list{options}"
+    if uri is None:
+        with pytest.raises(LookupError, match=re.escape(f"begins with 'abcdef'; `tickets lineage list{options}`")):
+            find_node(store, "abcdef")

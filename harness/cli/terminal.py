@@ -8,7 +8,7 @@ import shlex
 import sys
 
 from harness.common.machine import launch_command
-from harness.common.program import MODULE, again, command, launch_file
+from harness.common.program import MODULE, again, command, launch_file, runs_option
 from harness.common.tables import print_table
 from harness.config import TicketConfig
 from harness.distributed.world import World
@@ -70,9 +70,8 @@ def lineage_options(experiment: Experiment) -> str:
 
     These commands read every MLflow experiment and execute no code of users, so they take fewer options than trainings.
     """
-    config, usual = experiment.config, TicketConfig("")
-    runs = "" if config.runs == usual.runs else f" --runs {shlex.quote(str(config.runs))}"
-    return f"{runs}{' --offline' if config.offline else ''}"
+    config = experiment.config
+    return runs_option(config.runs) + (" --offline" if config.offline else "")
 
 
 def print_training(experiment: Experiment, node: FinishedRun, sgd_seed: int) -> None:

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 CONSOLE = "tickets"
+DEFAULT_RUNS = Path("runs")
+"""Directory of local runs, in the working directory."""
 MODULE = "signed_tickets"
 """`python -m signed_tickets` is the console script, for `accelerate launch -m`."""
 FILES: dict[str, str] = {
@@ -79,6 +81,11 @@ def command(words: str, launcher: str = "") -> str:
     name, rest = _divided(words)
     file = f"recipes/{name.removeprefix('search ')}.py" if name.startswith("search ") else FILES[name]
     return f"{launcher or 'python'} {in_clone(file)}{rest}"
+
+
+def runs_option(directory: Path) -> str:
+    """Return the option that names a directory of local runs, with a space before it; empty for the default."""
+    return "" if directory == DEFAULT_RUNS else f" --runs {shlex.quote(str(directory))}"
 
 
 def _divided(words: str) -> tuple[str, str]:

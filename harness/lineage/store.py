@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.common.digest import sha256_file
+from harness.common.escape import redact_word
 from harness.common.files import MOST_JSON_BYTES
-from harness.common.program import command
+from harness.common.program import DEFAULT_RUNS, command, runs_option
 from harness.lineage.nodes.absent_files import ABSENT_FILES
 from harness.lineage.nodes.contents import OtherContentsError
 from harness.lineage.nodes.graph import RunSummary
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 DEFAULT_EXPERIMENT = "signed-tickets"
-DEFAULT_DIRECTORY = Path("runs")
+DEFAULT_DIRECTORY = DEFAULT_RUNS
 
 
 def open_store(
@@ -98,11 +99,19 @@ class LineageStore:
         return LineageStore(self.tracking_uri, self.local, self.server.experiment)
 
     @property
+    def list_command(self) -> str:
+        """The command that lists the runs of this store."""
+        options = runs_option(self.local.directory)
+        if self.tracking_uri is None:
+            options += " --offline"
+        elif self.tracking_uri != default_tracking_uri():
+            options += f" --tracking-uri {shlex.quote(redact_word(self.tracking_uri))}"
+        return command(f"lineage list{options}")
+
+    @property
     def sync_command(self) -> str:
         """The command that delivers the local runs later, with this store's directory and experiment."""
-        options = (
-            "" if self.local.directory == DEFAULT_DIRECTORY else f" --runs {shlex.quote(str(self.local.directory))}"
-        )
+        options = runs_option(self.local.directory)
         if self.server.experiment != DEFAULT_EXPERIMENT:
             options += f" --experiment {shlex.quote(self.server.experiment)}"
         return command(f"lineage sync{options}")

@@ -32,7 +32,7 @@ from harness.common.escape import one_line
 from harness.common.files import MOST_JSON_BYTES, NO_LOCKS, reach, read_bounded, read_json, write_atomically
 from harness.common.launched import counted
 from harness.common.process import Process, own_process
-from harness.common.program import command
+from harness.common.program import command, runs_option
 from harness.common.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -263,7 +263,7 @@ class Unfinished:
                     found.append(
                         f"{draft['name']!r} is unfinished and has {old}. This launch has {new}. It "
                         "does not take over that state: run the earlier command again to resume it, or delete it with "
-                        f"`{command('lineage gc --older-than 0 --delete')}`"
+                        f"`{command(f'lineage gc --older-than 0 --delete{runs_option(self.directory.parent)}')}`"
                     )
         return found
 

@@ -133,7 +133,7 @@ class Bundle:
 
     def run(self) -> None:
         if not self.run_ids:
-            raise ValueError(f"give at least one RUN: `{command('lineage list')}` shows the runs")
+            raise ValueError(f"give at least one RUN: `{self.place.open().list_command}` shows the runs")
 
         def ask(store: LineageStore) -> tuple[list[RunSummary], int]:
             nodes = [find_node(store, text) for text in self.run_ids]

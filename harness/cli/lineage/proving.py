@@ -13,7 +13,6 @@ import tyro
 from harness.cli.lineage.printing import print_json
 from harness.cli.lineage.store_options import StoreOptions, Where
 from harness.common.logging import is_quiet
-from harness.common.program import command
 from harness.common.tables import print_fields, print_lines, print_table
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ class Verify:
         from harness.lineage.proof import verify
 
         if bool(self.run_id) == self.all:
-            raise ValueError(f"give either a RUN or --all: `{command('lineage list')}` shows the runs")
+            raise ValueError(f"give either a RUN or --all: `{self.place.open().list_command}` shows the runs")
         try:
             store, asked, bars = self.place.open(), self.run_id or None, not is_quiet()
             findings = verify(

@@ -12,7 +12,6 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-from harness.common.program import command
 from harness.lineage.browse.listing import short_id
 from harness.lineage.browse.query import Query
 from harness.lineage.nodes.contents import suspects
@@ -141,7 +140,7 @@ def find_node(store: LineageStore, text: Named) -> RunSummary:
     if not re.fullmatch(rf"[0-9a-f]{{{_MINIMUM_DIGITS},64}}", text):
         raise LookupError(
             f"{text!r} is not a run ID (hexadecimal, at least {_MINIMUM_DIGITS} digits); "
-            f"`{command('lineage list')}` shows them"
+            f"`{store.list_command}` shows them"
         )
     # Phase: try each kind of ID. The first one with a complete ID counts. A prefix must be unique among all kinds.
     found: dict[str, RunSummary] = {}
@@ -150,7 +149,7 @@ def find_node(store: LineageStore, text: Named) -> RunSummary:
             found = way(store, text) | found
     found = found or _by_delivery(store, text)
     if not found:
-        raise LookupError(f"no run ID or key begins with {text!r}; `{command('lineage list')}` shows the runs")
+        raise LookupError(f"no run ID or key begins with {text!r}; `{store.list_command}` shows the runs")
     if len(found) > 1:
         names = ", ".join(f"{short_id(node, 12)} ({node.name})" for node in list(found.values())[:5])
         raise LookupError(f"{text!r} matches more than one run: {names}; give more digits")

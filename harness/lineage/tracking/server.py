@@ -29,7 +29,7 @@ from harness.common.escape import one_line, redact, redact_word
 from harness.common.files import reach
 from harness.common.optional import missing
 from harness.common.process import Process
-from harness.common.program import command
+from harness.common.program import command, runs_option
 from harness.common.waiting import wait_until
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.local_files import RECORD, check_digest, parse_record
@@ -351,7 +351,8 @@ class Server:
         where = redact_word(self.tracking_uri or str(self.local_directory))
         run = (self.get_run(run_id) or self._imported(run_id)) if self.readable() else None
         if run is None:
-            raise LookupError(f"no run {run_id!r} in {where}; `{command('lineage list')}` shows the runs there")
+            listed = command(f"lineage list{runs_option(self.local_directory)}")
+            raise LookupError(f"no run {run_id!r} in {where}; `{listed}` shows the runs there")
         if KEY_TAG not in run.data.tags:
             raise ValueError(f"run {run_id} ({run.info.run_name}) in {where} was not logged by this harness")
         if run.info.status != "FINISHED":
