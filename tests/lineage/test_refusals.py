@@ -318,7 +318,7 @@ def test_a_proxy_is_named(
     with pytest.raises(ConnectionError, match=said or "Connection refused. Is the server up. Start it, or") as raised:
         store.require()
     text = str(raised.value)
-    assert ("proxy" in text) is (said is not None) and "S3C" not in text and "?." not in text
+    assert ("through the proxy" in text) is (said is not None) and "S3C" not in text and "?." not in text
 
 
 @pytest.mark.parametrize(
