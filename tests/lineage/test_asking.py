@@ -300,7 +300,8 @@ def test_the_number_of_requests_does_not_grow_with_the_number_of_runs(
     send = requests.Session.send
 
     def counted(session: requests.Session, request: Any, **options: Any) -> Any:
-        sent.append(request.url)
+        if not request.url.endswith("/server-info"):  # MLflow asks for it once in each process
+            sent.append(request.url)
         return send(session, request, **options)
 
     monkeypatch.setattr(requests.Session, "send", counted)
