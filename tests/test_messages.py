@@ -85,6 +85,25 @@ def test_the_environment_sets_the_default_verbosity(monkeypatch, capsys) -> None
     assert capsys.readouterr().err == "error: HARNESS_LOG is 'loud'; known: quiet, normal, verbose\n"
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            FileNotFoundError(2, "No such file or directory", "a b.json"),
+            "cannot open a b.json: No such file or directory",
+        ),
+        (PermissionError(13, "Permission denied", "runs"), "cannot open runs: Permission denied"),
+        (FileNotFoundError("no results.json in there; write it"), "no results.json in there; write it"),
+        (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
+        (ValueError("levels are (0,)"), "levels are (0,)"),
+    ],
+)
+def test_an_error_that_the_user_can_mend_is_one_line(capsys, error, said) -> None:
+    with pytest.raises(SystemExit) as stopped, clear_errors():
+        raise error
+    assert stopped.value.code == 1 and capsys.readouterr().err == f"error: {said}\n"
+
+
 def test_a_message_does_not_break_a_progress_bar(capsys) -> None:
     with tqdm(total=2, desc="a bar", file=sys.stderr) as bar:
         bar.update()

@@ -345,8 +345,7 @@ def _shared(results: Results) -> str:
         "Both sides of a trial share the seeds of their searches, and the noise of final trainings. Kinds that draw a "
         "fresh initialisation share it."
     )
-    levels = [one for one in results.claims if any(side.startswith("level (") for side in one.sides)]
-    if levels:
+    if any(side.startswith("level (") for claim in results.claims for side in claim.sides):
         told += " A `level` is a network of the search, with the search's own noise and initialisation."
     return told
 

@@ -22,7 +22,7 @@ from harness.pruning import METHODS
 from harness.reproduction.figure import Curve, FigureClaim
 from harness.reproduction.figure_plan import FigurePlan, Pair, Training
 from harness.reproduction.paper import Printed, printed
-from harness.reproduction.study_results import GAIN_POINTS
+from harness.reproduction.study_results import is_gain
 
 QUESTIONS = {
     "stability": "SGD-noise stability",
@@ -226,7 +226,7 @@ class Results:
     @property
     def is_untrained(self) -> bool | None:
         """Whether the dense network gains more than `GAIN_POINTS` in a longer training; None if there is none."""
-        return None if self.dense_gain is None else self.dense_gain > GAIN_POINTS + 1e-9  # float noise is no gain
+        return None if self.dense_gain is None else is_gain(self.dense_gain)
 
     @property
     def unclaimed(self) -> list[FigureClaim]:

@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast, get_args, get_origin
 
 from harness.analysis.statistics import MOST_TRIALS
 from harness.common.escape import one_line
@@ -35,9 +35,15 @@ SIDES: tuple[Side, Side] = ("first", "second")
 
 _QUESTIONS = {"stability": "stability", "connectivity": "lmc", "norm_init": "norm_init"}
 """Measure of two networks → `Pair.question`."""
-_TOP = {"title", "question", "regime", "curves", "hypotheses", "margin_points", "stopping"}
-_OPTIONAL = {"stability", "connectivity", "initial_norm", "beside", "notes"}
-_REGIME = {"scale", "dataset", "network", "level", "first_trial", "trials", "final_epochs"}
+_TOP = {"title": str, "question": str, "regime": dict, "curves": list[str], "hypotheses": list[dict], "stopping": str}
+_TOP |= {"margin_points": int | float}
+_OPTIONAL = dict.fromkeys(("stability", "connectivity", "initial_norm", "beside"), list[str]) | {"notes": str}
+_REGIME = dict.fromkeys(("scale", "dataset", "network"), str)
+_REGIME |= dict.fromkeys(("level", "first_trial", "trials"), int) | {"final_epochs": list[int]}
+_HYPOTHESIS = dict.fromkeys(("name", "says", "of", "first", "second", "expects"), str)
+_FURTHER = {"epochs": list[int], "dense_epochs": int}
+_IN_WORDS = {str: "a text", int: "a whole number", dict: "a table", int | float: "a number"}
+_IN_WORDS |= {list[str]: "a list of texts", list[int]: "a list of whole numbers", list[dict]: "tables"}
 
 
 @dataclass(frozen=True)
@@ -163,14 +169,18 @@ def read_study(path: Path, scales: Mapping[str, Callable[[Figure, str, str], Sca
 def _study(
     path: Path, sha256: str, values: dict[str, Any], scales: Mapping[str, Callable[[Figure, str, str], Scale]]
 ) -> Study:
-    _check_names("the plan", values, _TOP, _OPTIONAL)
+    # Phase: check the fields.
+    _check_fields("the plan", values, _TOP, _OPTIONAL)
     regime = values["regime"]
-    _check_names("regime", regime, _REGIME)
-
+    _check_fields("regime", regime, _REGIME, {})
+    if regime["first_trial"] < 1:
+        raise ValueError(f"first_trial is {regime['first_trial']}; it must be 1 or more")
     if not 1 <= regime["trials"] <= MOST_TRIALS:
         raise ValueError(f"trials is {regime['trials']}; it must be 1 to {MOST_TRIALS}")
     if not 0 < (margin := float(values["margin_points"])) < math.inf:
         raise ValueError(f"margin_points is {margin:g}; it must be above 0")
+    for method in values.get("initial_norm", ()):
+        known("method", method, list(METHODS))
 
     # Phase: trainings and comparisons, as a figure.
     figure = Figure(
@@ -186,7 +196,7 @@ def _study(
         dense_at_ticket_cost=True,
     )
     usual, *further = lengths = sorted(regime["final_epochs"])
-    scale = scales[regime["scale"]](figure, regime["dataset"], regime["network"])
+    scale = scales[known("scale", regime["scale"], list(scales))](figure, regime["dataset"], regime["network"])
     if usual != scale.finals.final.epochs:
         raise ValueError(f"final_epochs begin with {usual}, but the scale has {scale.finals.final.epochs}")
     if not further or not set(further) <= {2 * usual, 5 * usual} or len(set(lengths)) < len(lengths):
@@ -210,9 +220,8 @@ def _study(
     names = [one.name for one in hypotheses]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"two hypotheses have the name {', '.join(twice)}; give each its own")
-    beside = values.get("beside", [])
-    if not isinstance(beside, list) or path.stem in beside:
-        raise ValueError(f"beside is {beside!r}; give a list of names of other studies")
+    if path.stem in (beside := values.get("beside", [])):
+        raise ValueError(f"beside is {beside}; give names of other studies")
     return Study(
         name=path.stem,
         title=values["title"],
@@ -267,7 +276,7 @@ def _hypothesis(values: dict[str, Any], lengths: tuple[int, ...], dense_lengths:
     """
     # Phase: check the fields.
     name = f"hypothesis {values.get('name', '?')}"
-    _check_names(name, values, {"name", "says", "of", "first", "second", "expects"}, {"epochs", "dense_epochs"})
+    _check_fields(name, values, _HYPOTHESIS, _FURTHER)
     for field, allowed in (("of", get_args(Measure)), ("expects", get_args(Expectation))):
         if values[field] not in allowed:
             raise ValueError(f"{name}: {field} is {values[field]!r}; allowed: {', '.join(allowed)}")
@@ -303,8 +312,31 @@ def _hypothesis(values: dict[str, Any], lengths: tuple[int, ...], dense_lengths:
     )
 
 
-def _check_names(of: str, values: dict[str, Any], needed: set[str], optional: set[str] = frozenset()) -> None:  # type: ignore[assignment]
-    if missing := sorted(needed - values.keys()):
+def _check_fields(of: str, values: Mapping[str, Any], needed: Mapping[str, Any], optional: Mapping[str, Any]) -> None:
+    """Raise ValueError for a missing field, an unknown one, or one of another type.
+
+    Args:
+        of: The table, for messages.
+        values: Its fields.
+        needed: Field → type, such as list[int].
+        optional: The same of fields that may be missing.
+    """
+    types = {**needed, **optional}
+    if missing := sorted(needed.keys() - values.keys()):
         raise ValueError(f"{of} lacks {', '.join(missing)}")
-    if unknown := sorted(values.keys() - needed - optional):
-        raise ValueError(f"{of} has unknown fields {', '.join(unknown)}; known: {', '.join(sorted(needed | optional))}")
+    if unknown := sorted(values.keys() - types.keys()):
+        raise ValueError(f"{of} has unknown fields {', '.join(unknown)}; known: {', '.join(sorted(types))}")
+    for name, value in values.items():
+        if not has_type(value, types[name]):
+            raise ValueError(f"{of}: {name} is {value!r}; give {_IN_WORDS[types[name]]}")
+        if value == [] and name in needed:
+            raise ValueError(f"{of}: {name} is empty")
+
+
+def has_type(value: object, wanted: Any) -> bool:
+    """Return whether a JSON or TOML value has a type, such as int or list[str]. True and False are no numbers."""
+    if get_origin(wanted) is list:
+        return isinstance(value, list) and all(has_type(one, get_args(wanted)[0]) for one in value)
+    if get_origin(wanted) is dict:
+        return isinstance(value, dict) and all(has_type(one, get_args(wanted)[1]) for one in value.values())
+    return isinstance(value, wanted) and not isinstance(value, bool)

@@ -109,9 +109,9 @@ def _verdicts(results: StudyResults) -> list[str]:
         if one.verdict is not None:
             said = one.hypothesis
             length = "" if said.of == "norm_init" else f", {one.epochs} epochs"
-            found[_scope(results, one)].setdefault(_verdict(one), []).append(
-                f"{_formula(results, said)} ({said.name}{length})"
-            )
+            measure = "" if said.of == "accuracy" else f"{_MEASURES[said.of]}: "
+            told = f"{measure}{_formula(results, said)} ({said.name}{length})"
+            found[_scope(results, one)].setdefault(_verdict(one), []).append(told)
     lists = {
         scope: [f"- {word}: {'; '.join(says)}." for word, says in sorted(words.items())]
         for scope, words in found.items()
@@ -222,13 +222,12 @@ def hypotheses_table(results: StudyResults) -> tuple[list[str], list[list[str]]]
     rows = []
     for one in results.judged:
         said = one.hypothesis
-        margin = results.study.margin_points if said.expects in ("equal", "not_worse") else None
         p = "" if one.verdict is None else p_text(one.verdict.holm_p)
         rows.append(
             [
                 *(said.name, said.says, _MEASURES[said.of], _side(said, said.first), _side(said, said.second)),
                 *(str(one.epochs) if said.of != "norm_init" else "none", _scope(results, one)),
-                *(in_symbols(said.expects, margin, "first", "second"), signed(one.contrast.mean)),
+                *(in_symbols(said.expects, _margin(results, said), "first", "second"), signed(one.contrast.mean)),
                 *(interval_text(one.contrast.interval), p, _verdict(one)),
             ]
         )
@@ -241,11 +240,13 @@ def _side(said: Hypothesis, curve: Curve | None) -> str:
     return f"dense ({said.dense_epochs} epochs)" if said.dense_epochs else "dense"
 
 
+def _margin(results: StudyResults, said: Hypothesis) -> float | None:
+    return results.study.margin_points if said.expects in ("equal", "not_worse") else None
+
+
 def _formula(results: StudyResults, said: Hypothesis) -> str:
     """Return a hypothesis as a formula about its two sides."""
-    margin = results.study.margin_points if said.expects in ("equal", "not_worse") else None
-    formula = in_symbols(said.expects, margin, _side(said, said.first), _side(said, said.second))
-    return formula if said.of == "accuracy" else f"{_MEASURES[said.of]}: {formula}"
+    return in_symbols(said.expects, _margin(results, said), _side(said, said.first), _side(said, said.second))
 
 
 def _scope(results: StudyResults, one: JudgedHypothesis) -> str:
@@ -384,8 +385,7 @@ def _draw(results: StudyResults, stem: Path) -> list[Path]:
 def _interval(results: StudyResults, one: JudgedHypothesis) -> Interval:
     """Return the plot's interval of a hypothesis; its formula names the row."""
     said, verdict = one.hypothesis, one.verdict
-    margin = results.study.margin_points if said.expects in ("equal", "not_worse") else None
-    formula = in_symbols(said.expects, margin, _side(said, said.first), _side(said, said.second))
+    formula = _formula(results, said)
     # Rows of accuracy stand in the column of their length. Others say what they compare, and at which length.
     compared = {"accuracy": "", "norm_init": "increase with ψ_init: "}.get(said.of, f"barrier, {one.epochs} epochs: ")
     # A space that no line breaks at keeps a kind and its method together.

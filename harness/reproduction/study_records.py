@@ -30,13 +30,13 @@ from harness.lineage.tracking.description import hardware_of
 from harness.pruning import METHODS
 from harness.reproduction.figure_plan import FigurePlan, Training
 from harness.reproduction.figure_runner import MadeChain
-from harness.reproduction.study import Study
+from harness.reproduction.study import Study, has_type
 
 FORMAT = 1
-_HEAD_TYPES: dict[str, type] = dict.fromkeys(("study", "plan_sha256", "chain", "subject", "hardware"), str)
-_HEAD_TYPES |= {"code": dict, "verified": list, "runs": list}
-_RUN_TYPES: dict[str, type] = dict.fromkeys(("name", "key", "run", "commit", "correct", "hardware"), str)
-_RUN_TYPES |= {"tags": dict, "files": dict, "metrics": dict}
+_HEAD_TYPES: dict[str, Any] = dict.fromkeys(("study", "plan_sha256", "chain", "subject", "hardware"), str)
+_HEAD_TYPES |= {"code": dict[str, str], "verified": list[str], "runs": list[dict]}
+_RUN_TYPES: dict[str, Any] = dict.fromkeys(("name", "key", "run", "commit", "correct", "hardware"), str)
+_RUN_TYPES |= {"tags": dict[str, str], "files": dict[str, str], "metrics": dict[str, int | float]}
 _RUN_TYPES |= dict.fromkeys(("started_ms", "finished_ms", "num_images"), int)
 _HEAD = ("format", "study", "plan_sha256", "chain", "subject", "code", "hardware", "verified")
 
@@ -141,13 +141,11 @@ class ChainRecords:
             ) from error
 
 
-def _check_types(values: dict[str, Any], types: dict[str, type]) -> None:
+def _check_types(values: dict[str, Any], types: Mapping[str, Any]) -> None:
     """Raise ValueError for a field of another type. A missing field is found later, by name."""
     for name, wanted in types.items():
-        if name in values and (not isinstance(values[name], wanted) or isinstance(values[name], bool)):
+        if name in values and not has_type(values[name], wanted):
             raise ValueError(f"{name} is {values[name]!r}")
-        if wanted is dict and not all(isinstance(value, str | int | float) for value in values.get(name, {}).values()):
-            raise ValueError(f"{name} has a value that is no text and no number")
 
 
 def _check(run: RunLine) -> None:

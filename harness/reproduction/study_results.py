@@ -25,6 +25,11 @@ FIXED_EPSILON = 1.0
 """A bound on connected networks that is independent of the spread over seeds, points."""
 
 
+def is_gain(points: float | None) -> bool:
+    """Return whether a longer training gains enough to call the shorter one untrained; False if there is none."""
+    return points is not None and points > GAIN_POINTS + _TIE
+
+
 @dataclass(frozen=True)
 class JudgedHypothesis:
     """A hypothesis at one length, with its verdict."""
@@ -56,7 +61,7 @@ class StudyResults:
     unplanned: tuple[str, ...] = ()
     """Records in its directory that are no chain of the plan."""
     amended: tuple[str, ...] = ()
-    """Records that later commits changed, and the last of these commits, in words."""
+    """Records that were changed after the commit that added them, in words."""
 
     def __post_init__(self) -> None:
         keys: dict[str, str] = {}
@@ -168,8 +173,7 @@ class StudyResults:
 
     def is_untrained(self, epochs: int) -> bool:
         """Return whether the dense network is untrained here: a longer training gains more than `GAIN_POINTS`."""
-        gain = self.dense_gain(epochs)
-        return gain is not None and gain > GAIN_POINTS + _TIE
+        return is_gain(self.dense_gain(epochs))
 
     def is_of_speed(self, hypothesis: Hypothesis, epochs: int) -> bool:
         """Return whether a difference at this length is about speed only.
@@ -181,7 +185,7 @@ class StudyResults:
             return True
         curves = [curve for curve in (hypothesis.first, hypothesis.second) if curve is not None]
         gains = [self._gain(curve, epochs, self.study.final_epochs) for curve in curves]
-        return self.is_untrained(epochs) or any(gain is not None and gain > GAIN_POINTS + _TIE for gain in gains)
+        return self.is_untrained(epochs) or any(map(is_gain, gains))
 
     # ------------------------------------------------------------------ hypotheses
 
@@ -278,7 +282,7 @@ class StudyResults:
             found.append(f"Run with unknown code, because it was not in a git clone: {_some(unknown)}.")
         found += self._other_settings()
         if self.amended:
-            found.append(f"A later commit changed these records: {'; '.join(self.amended)}.")
+            found.append(f"Records that were changed after they were made: {'; '.join(self.amended)}.")
         runs = [run for chain in own.values() for run in chain.runs if run.curve is None]
         if partial := sorted(run.name for run in runs if not run.correct):
             found.append(
@@ -355,7 +359,7 @@ def _by_image(run: RunLine, measure: Measure) -> Floats | None:
 def amended_records(directory: Path) -> tuple[str, ...]:
     """Return the records of a study that were changed after the commit that added them, grouped by the last commit.
 
-    Outside a git clone, and in a shallow one, there is no history: the result is empty.
+    Changes that are not committed count, too. Outside a git clone, and in a shallow one, there is no history.
     """
     # Each commit is one line that begins with a NUL, followed by the files that it changed.
     told = _git(directory, "log", "--format=%x00%h “%s”", "--name-only", "--relative", "--", ".")
@@ -368,7 +372,12 @@ def amended_records(directory: Path) -> tuple[str, ...]:
     for file, found in sorted(commits.items()):
         if len(found) > 1 and (directory / file).exists():
             last.setdefault(found[0], []).append(Path(file).stem)
-    return tuple(f"{_some(names)} (commit {commit})" for commit, names in last.items())
+    found = [f"{_some(names)} (commit {commit})" for commit, names in last.items()]
+
+    changed = _git(directory, "diff", "HEAD", "--name-only", "--diff-filter=M", "--relative", "--", ".")
+    if names := sorted(Path(file).stem for file in changed.split("\n") if file):
+        found.append(f"{_some(names)} (not committed)")
+    return tuple(found)
 
 
 def plan_commit(path: Path) -> tuple[str, int]:

@@ -35,13 +35,15 @@ TRANSFER = {
 def paper(figure: Figure, dataset: str, network: str) -> Scale:
     """Return the paper's settings. The paper does not list the levels of its plots, so these are ours."""
     if dataset == "imagenet":
-        return Scale(imagenet(network), (TABLE1_LEVELS if figure.name == "table1" else TABLE2_LEVELS)[network])
+        levels_of = TABLE1_LEVELS if figure.name == "table1" else TABLE2_LEVELS
+        return Scale(imagenet(network), levels_of[known("network of --scale paper", network, list(levels_of))])
     images = GemMinerConfig(num_train=AUTHORS_IMAGES)
     if figure.name == "gem_miner":
         return by_authors(cifar10(network), images)
     mined = "gem_miner" in figure.methods
     levels: tuple[int, ...] = GEM_MINER_LEVELS if mined else ODD_LEVELS
-    config = replace(PAPER[dataset](network), num_levels=max(levels))
+    config = PAPER[known("data set of --scale paper", dataset, [*PAPER, "imagenet"])](network)
+    config = replace(config, num_levels=max(levels))
     config = replace(config, gem_miner=images) if mined else config
     used_on = PAPER[TRANSFER[dataset]](network) if figure.transfers else None
     return Scale(config, levels, barrier_level=11, used_on=used_on)

@@ -400,9 +400,11 @@ def test_records_that_were_changed_later_are_a_departure(tmp_path):
     git("commit", "-qm", "Record")
     assert read(depth, tmp_path).departures == []
     change(depth, tmp_path, "aws-s12", "aws", hardware="another machine")
+    (told,) = read(depth, tmp_path).departures
+    assert told == "Records that were changed after they were made: aws-s12, 1 in all (not committed)."
     git("commit", "-qam", "Name the machine")
     (told,) = read(depth, tmp_path).departures
-    assert told.startswith("A later commit changed these records: aws-s12, 1 in all (commit ")
+    assert told.startswith("Records that were changed after they were made: aws-s12, 1 in all (commit ")
     assert "“Name the machine”" in told
 
 

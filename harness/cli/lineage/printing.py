@@ -93,8 +93,8 @@ def _print_legend(nodes: Sequence[RunSummary]) -> None:
         others = [node for node in nodes if subject in node.other_ways]
         names = ", ".join(short_id(node) for node in others[:3])
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        verb = next(iter(others)).other_ways[subject].partition(":")[0]
-        print_lines("", f"{subject} {verb}: {names}{more}; `show` tells how")
+        way = others[0].other_ways[subject].partition(":")[0]
+        print_lines("", f"{subject} {way}: {names}{more}; `show` tells how")
     if names := ", ".join(short_id(node) for node in nodes if node.run_id and node.status != "FINISHED"):
         print_lines("", f"not finished: {names}; `{command('lineage sync')}` completes an interrupted delivery")
 
