@@ -35,15 +35,24 @@ SIDES: tuple[Side, Side] = ("first", "second")
 
 _QUESTIONS = {"stability": "stability", "connectivity": "lmc", "norm_init": "norm_init"}
 """Measure of two networks → `Pair.question`."""
-_TOP = {"title": str, "question": str, "regime": dict, "curves": list[str], "hypotheses": list[dict], "stopping": str}
-_TOP |= {"margin_points": int | float}
-_OPTIONAL = dict.fromkeys(("stability", "connectivity", "initial_norm", "beside"), list[str]) | {"notes": str}
-_REGIME = dict.fromkeys(("scale", "dataset", "network"), str)
+# Field → type, of the plan and its tables.
+_TOP: dict[str, Any] = dict.fromkeys(("title", "question", "stopping"), str)
+_TOP |= {"regime": dict, "curves": list[str], "hypotheses": list[dict], "margin_points": int | float}
+_OPTIONAL: dict[str, Any] = dict.fromkeys(("stability", "connectivity", "initial_norm", "beside"), list[str])
+_OPTIONAL |= {"notes": str}
+_REGIME: dict[str, Any] = dict.fromkeys(("scale", "dataset", "network"), str)
 _REGIME |= dict.fromkeys(("level", "first_trial", "trials"), int) | {"final_epochs": list[int]}
-_HYPOTHESIS = dict.fromkeys(("name", "says", "of", "first", "second", "expects"), str)
-_FURTHER = {"epochs": list[int], "dense_epochs": int}
-_IN_WORDS = {str: "a text", int: "a whole number", dict: "a table", int | float: "a number"}
-_IN_WORDS |= {list[str]: "a list of texts", list[int]: "a list of whole numbers", list[dict]: "tables"}
+_HYPOTHESIS: dict[str, Any] = dict.fromkeys(("name", "says", "of", "first", "second", "expects"), str)
+_FURTHER: dict[str, Any] = {"epochs": list[int], "dense_epochs": int}
+_IN_WORDS: dict[Any, str] = {
+    str: "a text",
+    int: "a whole number",
+    int | float: "a number",
+    dict: "a table",
+    list[str]: "a list of texts",
+    list[int]: "a list of whole numbers",
+    list[dict]: "a list of tables",
+}
 
 
 @dataclass(frozen=True)
