@@ -268,6 +268,8 @@ def check_options(options: ReproductionOptions) -> None:
         return
     if options.again and (options.shard or options.list):
         raise ValueError("--again makes one chain: remove --shard and --list")
+
+    # The plan of a study sets everything else. Where a study has an option of its own for it, name that.
     usual = ReproductionOptions()
     names = [one.name for one in fields(options) if one.name not in (*_OF_STUDIES, *_OF_LAUNCH)]
     if other := [name for name in names if getattr(options, name) != getattr(usual, name)]:
