@@ -187,7 +187,7 @@ def _study(
     if not 1 <= regime["trials"] <= MOST_TRIALS:
         raise ValueError(f"trials is {regime['trials']}; it must be 1 to {MOST_TRIALS}")
     if not 0 < (margin := float(values["margin_points"])) < math.inf:
-        raise ValueError(f"margin_points is {margin:g}; it must be above 0")
+        raise ValueError(f"margin_points is {margin:g}; it must be above 0, and finite")
     for method in values.get("initial_norm", ()):
         known("method", method, list(METHODS))
 

@@ -324,6 +324,7 @@ def test_runs_that_fail_verification_are_not_recorded(tiny, tmp_path, monkeypatc
         ("margin_points = 1.0", "margin_points = ", "changed.toml"),
         ("margin_points = 1.0", "margin_points = 0", "margin_points is 0; it must be above 0"),
         ("margin_points = 1.0", "margin_points = nan", "margin_points is nan; it must be above 0"),
+        ("margin_points = 1.0", "margin_points = inf", "margin_points is inf; it must be above 0, and finite"),
         ("trials = 2", "trials = 41", "trials is 41; it must be 1 to 40"),
         ("trials = 2", "trials = 0", "trials is 0; it must be 1 to 40"),
         ("level = 1", "level = 80", "level is 80; no weight of resnet8 is left there"),
